@@ -1,0 +1,1 @@
+//! iii-firmware

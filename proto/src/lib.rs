@@ -1,0 +1,40 @@
+//! What the host and the guest both speak.
+//!
+//! * [`guest`]: the [`GuestSpec`](guest::GuestSpec) that tells `vm-init` what to become;
+//! * [`control`]: messages on the control port; [`log`]: frames on the log port;
+//! * [`vfs`]: what the supervisor and the helper `iii-vfs` say to each other;
+//! * [`codec`]: the only place that knows the wire format (bincode behind a length prefix);
+//! * [`restart`]: the restart policy and its tracker, used by vm-init for the workload, by the
+//!   supervisor for the VM and by the supervision tree for actors.
+//!
+//! May depend on: nothing of the project. Must never be in it: I/O, clocks, randomness, threads.
+//! Time and entropy are arguments.
+//!
+//! Everything that arrives from a guest is decoded under a length bound ([`codec::Limits`]) and
+//! can fail, but never panics.
+#![deny(unsafe_code)]
+
+pub mod codec;
+pub mod control;
+pub mod guest;
+pub mod ids;
+pub mod log;
+pub mod restart;
+pub mod vfs;
+
+/// Version of everything on the control and log ports. `Hello` carries it; a host refuses a guest
+/// of another version, since init and supervisor are built together.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Name of the virtio-serial port that carries [`control`] frames.
+pub const CONTROL_PORT: &str = "iii.control";
+/// Name of the virtio-serial port that carries [`log`] frames.
+pub const LOG_PORT: &str = "iii.log";
+/// Name of the virtio-serial port that carries multiplexed exec sessions.
+pub const EXEC_PORT: &str = "iii.exec";
+
+/// Where the boot medium (initramfs or boot export) holds the encoded [`guest::GuestSpec`].
+pub const GUEST_SPEC_PATH: &str = "/iii/spec";
+/// Where the boot medium holds the generated part of the root (`/etc` and friends), the lowest
+/// layer of the root's overlay.
+pub const SKELETON_PATH: &str = "/iii/skeleton";
