@@ -1,1 +1,4 @@
 //! iii-actors
+#![deny(unsafe_code)]
+pub mod event;
+pub mod spec;

@@ -1,0 +1,201 @@
+//! What a user wants: one worker, checked whole before anything of it is started.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use iii_proto::guest::HealthCheck;
+use iii_proto::ids::WorkerName;
+use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct WorkerSpec {
+    /// Unique within a supervisor.
+    pub name: WorkerName,
+    /// The guest's root filesystem.
+    pub root: RootSpec,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Working directory in the guest; `None`: the project's mount if there is one, else the home.
+    pub cwd: Option<String>,
+    /// The workload's environment beside what iii-super sets (`III_*`, `HOME`, `USER`, `PATH`).
+    pub env: Vec<(String, String)>,
+    /// Names of variables whose values never appear in events or logs of ours.
+    pub secret_env: BTreeSet<String>,
+    /// As whom the workload runs; `None`: uid 1000 `worker`.
+    pub user: Option<UserSpec>,
+    /// What it may use.
+    pub resources: Resources,
+    /// Host directories shown to it.
+    pub mounts: Vec<MountSpec>,
+    /// Ports of the guest that the host publishes.
+    pub ports: Vec<PublishSpec>,
+    /// What it may reach.
+    pub network: NetworkSpec,
+    /// When its workload is started again inside its VM.
+    pub restart: RestartPolicy,
+    /// When its VM is started again.
+    pub vm_restart: RestartPolicy,
+    /// Probe of the workload.
+    pub health: Option<HealthCheck>,
+    /// Time between SIGTERM and SIGKILL.
+    pub stop_grace: Duration,
+    /// Time from the VMM's start in which the guest must say `Hello`.
+    pub boot_deadline: Duration,
+    /// Time without an answer to a heartbeat after which the guest counts as hung.
+    pub heartbeat_timeout: Duration,
+    /// Let tests and chaos runs hurt this guest.
+    pub allow_faults: bool,
+}
+
+impl WorkerSpec {
+    /// A worker on the host's own toolchain, with every default.
+    pub fn new(name: WorkerName, command: Vec<String>) -> Self {
+        Self {
+            name,
+            root: RootSpec::Host,
+            command,
+            cwd: None,
+            env: Vec::new(),
+            secret_env: BTreeSet::new(),
+            user: None,
+            resources: Resources::default(),
+            mounts: Vec::new(),
+            ports: Vec::new(),
+            network: NetworkSpec::default(),
+            restart: RestartPolicy::default(),
+            vm_restart: default_vm_restart(),
+            health: None,
+            stop_grace: Duration::from_secs(10),
+            boot_deadline: Duration::from_secs(60),
+            heartbeat_timeout: Duration::from_secs(30),
+            allow_faults: false,
+        }
+    }
+}
+
+/// How VMs are restarted unless told otherwise: any crash, 200 ms doubling to 30 s, 5 restarts in
+/// 5 minutes.
+pub fn default_vm_restart() -> RestartPolicy {
+    RestartPolicy {
+        mode: RestartMode::OnFailure,
+        initial: Duration::from_millis(200),
+        limit: Some(RestartLimit {
+            restarts: 5,
+            window: Duration::from_secs(300),
+        }),
+        ..RestartPolicy::default()
+    }
+}
+
+/// Where the guest's root comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RootSpec {
+    /// The host's own `/usr` and a generated `/etc`.
+    Host,
+}
+
+/// As whom a workload runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserSpec {
+    /// A name, or `name:group`, of the guest's own `/etc/passwd`.
+    Named(String),
+    /// Numbers.
+    Ids {
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+    },
+}
+
+/// What a worker may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Virtual CPUs, at least 1.
+    pub cpus: u8,
+    /// The VM's memory in bytes.
+    pub memory: u64,
+    /// Processes in the guest's workload; `None`: the guest kernel's own limit.
+    pub pids: Option<u64>,
+    /// RLIMIT_NOFILE of the workload.
+    pub open_files: Option<u64>,
+    /// Size of the writable layer in bytes; `None`: half of `memory`, so that a full disk comes
+    /// before out-of-memory.
+    pub disk: Option<u64>,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            cpus: 1,
+            memory: 256 << 20,
+            pids: None,
+            open_files: None,
+            disk: None,
+        }
+    }
+}
+
+/// A host directory shown to a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountSpec {
+    /// Absolute, existing directory of the host.
+    pub host: PathBuf,
+    /// Absolute path in the guest.
+    pub guest: String,
+    /// Whether the guest may change it.
+    pub read_only: bool,
+}
+
+/// A published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PublishSpec {
+    /// Host address to listen on.
+    pub address: IpAddr,
+    /// Host port; 0 takes a free one, which the `published` event names.
+    pub host_port: u16,
+    /// The guest's port.
+    pub guest_port: u16,
+}
+
+impl PublishSpec {
+    /// On the host's loopback, which is the default of the workers file.
+    pub fn loopback(host_port: u16, guest_port: u16) -> Self {
+        Self {
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            host_port,
+            guest_port,
+        }
+    }
+}
+
+/// What a worker may reach.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetworkSpec {
+    /// The base that `allow` adds to.
+    pub mode: NetworkMode,
+    /// Destinations that are allowed beside the mode's: `CIDR[:port[-port]]`, `*.domain` or
+    /// `domain`.
+    pub allow: Vec<String>,
+    /// Ports of the host's loopback that the guest reaches as `host.iii.internal:port`.
+    pub host_ports: BTreeSet<u16>,
+    /// Upstream DNS servers instead of the host's; port 53 unless given.
+    pub dns: Vec<SocketAddr>,
+}
+
+/// What a worker may reach without being named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// The internet; nothing private, link-local or of the host.
+    #[default]
+    Public,
+    /// Only the engine and what `allow` and `host_ports` name.
+    Engine,
+    /// No network at all.
+    None,
+}
