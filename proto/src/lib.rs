@@ -3,6 +3,7 @@
 //! * [`guest`]: the [`GuestSpec`](guest::GuestSpec) that tells `vm-init` what to become;
 //! * [`control`]: messages on the control port; [`log`]: frames on the log port;
 //! * [`vfs`]: what the supervisor and the helper `iii-vfs` say to each other;
+//! * [`shim`]: what the supervisor and the helper `iii-shim` say to each other;
 //! * [`codec`]: the only place that knows the wire format (bincode behind a length prefix);
 //! * [`restart`]: the restart policy and its tracker, used by vm-init for the workload, by the
 //!   supervisor for the VM and by the supervision tree for actors.
@@ -20,6 +21,7 @@ pub mod guest;
 pub mod ids;
 pub mod log;
 pub mod restart;
+pub mod shim;
 pub mod vfs;
 
 /// Version of everything on the control and log ports. `Hello` carries it; a host refuses a guest
@@ -38,3 +40,13 @@ pub const GUEST_SPEC_PATH: &str = "/iii/spec";
 /// Where the boot medium holds the generated part of the root (`/etc` and friends), the lowest
 /// layer of the root's overlay.
 pub const SKELETON_PATH: &str = "/iii/skeleton";
+
+/// The text by which a helper binary is recognised without being run. A helper holds it as
+/// `#[used] static MARKER: &str = iii_proto::helper_marker!("iii-shim");`, and prints what is
+/// behind the first colon for `--version`.
+#[macro_export]
+macro_rules! helper_marker {
+    ($name:literal) => {
+        concat!("iii-helper:", $name, ":", env!("CARGO_PKG_VERSION"), ";")
+    };
+}
