@@ -2,3 +2,4 @@
 #![deny(unsafe_code)]
 pub mod event;
 pub mod spec;
+pub mod tree;
