@@ -1,2 +1,4 @@
-//! PID 1 of the guest.
+//! PID 1 of the guest; everything is in the library.
+#![deny(unsafe_code)]
+
 fn main() {}

@@ -1,0 +1,20 @@
+//! PID 1 of the guest, as a library with a small `main`.
+//!
+//! * [`supervision`]: the pure core, a state machine of (state, event) with time as an argument;
+//!   [`health`] and [`clock`] are its pure parts.
+//! * [`event_loop`]: one thread, one epoll loop over signals, a timer, the virtio-serial ports and
+//!   the workload's pipes; it feeds the core and does what the core orders. [`launch`],
+//!   [`confinement`], [`output`], [`outbound`] and [`probe`] are its hands.
+//! * [`boot`]: from the kernel's `/init` to a prepared workload: mounts, root overlay, network,
+//!   users, cgroup.
+//! * [`pid1`] is the guest's entry; [`plain`] runs the same supervision as an ordinary process.
+//!
+//! May depend on: `iii-proto`. Must never be in it: threads, async runtimes, anything that reads
+//! the host's files or that needs glibc's dynamic parts (`getpwnam`, NSS, `dlopen`), since the
+//! binary is linked statically.
+#![deny(unsafe_code)]
+
+pub mod clock;
+pub mod health;
+pub mod supervision;
+mod sys;
