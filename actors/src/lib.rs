@@ -3,3 +3,4 @@
 pub mod event;
 pub mod spec;
 pub mod tree;
+pub mod vm;

@@ -183,7 +183,10 @@ fn a_child_that_fails_to_start_is_retried_and_counted() {
             t.on(up(Net, 1), at(now), 0);
         }
         now += 1;
-        assert!(t.on(Input::Tick, at(now), 0).contains(&start(Dns, life + 1)));
+        assert!(
+            t.on(Input::Tick, at(now), 0)
+                .contains(&start(Dns, life + 1))
+        );
     }
     let actions = t.on(down(Dns, 4, ChildEnd::Failed(fault())), at(now), 0);
     // Net, Fs (and Vm, which waits for Fs) were started meanwhile: they go in reverse.

@@ -1,0 +1,551 @@
+//! One life of a VM, as a table of state and event. Pure: `now` is an argument, what is to be done
+//! comes back as [`Effect`]s; [`crate::vm::VmActor`] does it.
+//!
+//! "Spawned" is not "up", and "up" is not "ready": the VMM's process makes `Booting`, the guest's
+//! `Hello` makes `Running`, and readiness is the workload's own fact, passed on as an event.
+//!
+//! An end of the VMM that the guest did not announce by `PoweringOff` is a crash, whatever its exit
+//! status: QEMU exits with 0 when the guest's kernel panics.
+
+use std::time::Duration;
+
+use iii_proto::PROTOCOL_VERSION;
+use iii_proto::control::{BootStage, GuestMessage, HostMessage, PowerOffReason};
+use iii_proto::ids::BootId;
+use iii_proto::restart::Exit;
+
+use crate::event::EventKind;
+
+/// How long the guest may take from `PoweringOff` to the VMM's end.
+const POWER_OFF_TIME: Duration = Duration::from_secs(5);
+/// How long a stop may take beyond its grace: sync, unmount, the last log frames.
+const STOP_MARGIN: Duration = Duration::from_secs(5);
+/// How long what a dead VMM left in its ports is read for. It is all in host buffers by then.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// Deadlines of one VM.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// From the VMM's start to `Hello`.
+    pub boot_deadline: Duration,
+    /// Between two heartbeats.
+    pub heartbeat_interval: Duration,
+    /// Without an answer, before the guest counts as hung.
+    pub heartbeat_timeout: Duration,
+}
+
+impl Times {
+    /// Six heartbeats fit into the time-out, and at least one is sent every five seconds.
+    pub fn new(boot_deadline: Duration, heartbeat_timeout: Duration) -> Self {
+        let heartbeat_interval = (heartbeat_timeout / 6).min(Duration::from_secs(5));
+        Self {
+            boot_deadline,
+            heartbeat_interval,
+            heartbeat_timeout,
+        }
+    }
+}
+
+/// Where the VM stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing runs yet.
+    Launching,
+    /// The VMM runs, the guest has not spoken.
+    Booting,
+    /// The guest has spoken.
+    Running,
+    /// The guest was asked to stop.
+    Stopping,
+    /// The guest announced its end.
+    PoweringOff,
+    /// The VMM was sent SIGKILL.
+    Killed,
+    /// The VMM is reaped; what it left in its ports is being read.
+    Draining,
+    /// Over.
+    Ended,
+}
+
+/// What happens to the VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmInput {
+    /// The VMM's process runs.
+    Spawned,
+    /// It could not be started.
+    SpawnFailed {
+        /// The cause, for the user.
+        cause: String,
+    },
+    /// The guest says something.
+    Guest(GuestMessage),
+    /// The control port is of no more use.
+    PortBroken {
+        /// What the guest sent that is no message; `None` where the port was closed, which the
+        /// end of the VMM also does.
+        cause: Option<String>,
+    },
+    /// The VMM's process was reaped.
+    Exited {
+        /// How it ended, for the user.
+        exit: String,
+    },
+    /// The ports are read to their end.
+    Drained,
+    /// End it in order.
+    Stop {
+        /// Between SIGTERM and SIGKILL of the workload.
+        grace: Duration,
+    },
+    /// End it at once.
+    Kill,
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Tell the world.
+    Emit(EventKind),
+    /// Tell the guest.
+    Send(HostMessage),
+    /// SIGKILL to the VMM.
+    Kill,
+    /// The VMM is gone: read the ports to their end, then say `Drained`.
+    Drain,
+    /// The VM is over.
+    Finish(VmEnd),
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VmEnd {
+    /// By request.
+    Stopped,
+    /// Its workload is complete.
+    Done(Exit),
+    /// It must be repaired.
+    Failed(Failure),
+}
+
+/// What is known about a failed VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// In one sentence.
+    pub cause: String,
+    /// How the VMM ended, if it ran.
+    pub exit: Option<String>,
+    /// How far the guest had come.
+    pub last_stage: Option<BootStage>,
+}
+
+/// The table and what it remembers.
+#[derive(Debug)]
+pub struct VmLifecycle {
+    state: State,
+    boot_id: BootId,
+    times: Times,
+    spawned_at: Duration,
+    deadline: Option<Duration>,
+    spoke: bool,
+    last_stage: Option<BootStage>,
+    stop_asked: bool,
+    announced: Option<PowerOffReason>,
+    cause: Option<String>,
+    exit: Option<String>,
+    heartbeat_seq: u64,
+    last_beat: Duration,
+    last_alive: Duration,
+}
+
+impl VmLifecycle {
+    /// A VM that is about to be launched.
+    pub fn new(boot_id: BootId, times: Times) -> Self {
+        Self {
+            state: State::Launching,
+            boot_id,
+            times,
+            spawned_at: Duration::ZERO,
+            deadline: None,
+            spoke: false,
+            last_stage: None,
+            stop_asked: false,
+            announced: None,
+            cause: None,
+            exit: None,
+            heartbeat_seq: 0,
+            last_beat: Duration::ZERO,
+            last_alive: Duration::ZERO,
+        }
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// When `Tick` is due at the latest.
+    pub fn wake_at(&self) -> Option<Duration> {
+        match self.state {
+            State::Launching | State::Killed | State::Ended => None,
+            State::Booting | State::Stopping | State::PoweringOff | State::Draining => {
+                self.deadline
+            }
+            State::Running => Some(self.last_beat + self.times.heartbeat_interval),
+        }
+    }
+
+    /// Takes one input.
+    pub fn on(&mut self, input: VmInput, now: Duration, host_unix_ns: u64) -> Vec<Effect> {
+        use State as S;
+        use VmInput as I;
+        let mut out = Vec::new();
+        match (self.state, input) {
+            (S::Launching, I::Spawned) => {
+                self.spawned_at = now;
+                self.deadline = Some(now + self.times.boot_deadline);
+                self.state = S::Booting;
+            }
+            (S::Launching, I::SpawnFailed { cause }) => {
+                self.cause = Some(cause);
+                self.finish(&mut out);
+            }
+            (S::Launching, I::Stop { .. } | I::Kill) => {
+                self.stop_asked = true;
+                self.finish(&mut out);
+            }
+            // Nothing runs, so nothing can speak or end.
+            (S::Launching, I::Guest(_) | I::PortBroken { .. } | I::Exited { .. }) => {}
+            (S::Launching, I::Drained | I::Tick) => {}
+
+            (
+                S::Booting,
+                I::Guest(GuestMessage::Hello {
+                    proto,
+                    boot_id,
+                    kernel,
+                }),
+            ) => {
+                self.hello(proto, boot_id, kernel, now, &mut out);
+            }
+            (
+                S::Booting,
+                I::Guest(GuestMessage::PoweringOff {
+                    reason,
+                    last_log_seq,
+                }),
+            ) => {
+                // Set-up may fail before the guest can read who it is.
+                self.powering_off(reason, last_log_seq, now, &mut out);
+            }
+            (S::Booting, I::Guest(other)) => {
+                self.kill(
+                    format!("the guest said {} before Hello", name(&other)),
+                    &mut out,
+                );
+            }
+            (S::Booting, I::Tick) if self.is_due(now) => {
+                let after = self.times.boot_deadline.as_secs_f64();
+                self.kill(format!("no word from the guest within {after} s"), &mut out);
+            }
+            (S::Booting, I::Tick) => {}
+            (S::Booting, I::Stop { .. }) => {
+                // Nobody in there to be graceful with.
+                self.stop_asked = true;
+                out.push(Effect::Kill);
+                self.state = S::Killed;
+            }
+
+            (S::Running, I::Guest(message)) => self.guest(message, now, &mut out),
+            (S::Running, I::Tick) => self.heartbeat(now, host_unix_ns, &mut out),
+            (S::Running, I::Stop { grace }) => self.stop(grace, now, &mut out),
+
+            (S::Stopping, I::Guest(message)) => self.guest(message, now, &mut out),
+            (S::Stopping, I::Tick) if self.is_due(now) => {
+                out.push(Effect::Emit(EventKind::Warning {
+                    message: "the guest did not power off in time and was killed".into(),
+                }));
+                out.push(Effect::Kill);
+                self.state = S::Killed;
+            }
+            (S::Stopping, I::Tick) => {}
+            (S::Stopping, I::Stop { .. }) => {}
+
+            (S::PoweringOff, I::Tick) if self.is_due(now) => {
+                out.push(Effect::Kill);
+                self.state = S::Killed;
+            }
+            (S::PoweringOff, I::Tick) => {}
+            (S::PoweringOff, I::Stop { .. }) => self.stop_asked = true,
+            // Its last message was the last.
+            (S::PoweringOff, I::Guest(_)) => {}
+
+            (S::Killed, I::Guest(message)) => self.leftover(message, now, &mut out),
+            (S::Killed, I::Stop { .. }) => self.stop_asked = true,
+            (S::Killed, I::Tick) => {}
+
+            (S::Booting | S::Running | S::Stopping, I::PortBroken { cause }) => {
+                // The port breaks too when the VMM ends; then its exit and what is left in the
+                // port tell more, so the end is not judged here.
+                self.cause = cause;
+                out.push(Effect::Kill);
+                self.state = S::Killed;
+            }
+            (S::PoweringOff | S::Killed, I::PortBroken { .. }) => {}
+            (S::Booting | S::Running | S::Stopping | S::PoweringOff | S::Killed, I::Kill) => {
+                self.stop_asked = true;
+                out.push(Effect::Kill);
+                self.state = S::Killed;
+            }
+            (
+                S::Booting | S::Running | S::Stopping | S::PoweringOff | S::Killed,
+                I::Exited { exit },
+            ) => {
+                self.exit = Some(exit);
+                self.deadline = Some(now + DRAIN_TIME);
+                self.state = S::Draining;
+                out.push(Effect::Drain);
+            }
+
+            (S::Draining, I::Guest(message)) => self.leftover(message, now, &mut out),
+            (S::Draining, I::Drained) => self.finish(&mut out),
+            (S::Draining, I::Tick) if self.is_due(now) => self.finish(&mut out),
+            (S::Draining, I::Tick | I::PortBroken { .. } | I::Exited { .. }) => {}
+            (S::Draining, I::Stop { .. } | I::Kill) => self.stop_asked = true,
+
+            // Said once, by the one who launched; a repetition has no meaning.
+            (
+                S::Booting | S::Running | S::Stopping | S::PoweringOff | S::Killed | S::Draining,
+                I::Spawned | I::SpawnFailed { .. },
+            ) => {}
+            // The ports are drained only after the exit.
+            (S::Booting | S::Running | S::Stopping | S::PoweringOff | S::Killed, I::Drained) => {}
+            (
+                S::Ended,
+                I::Spawned
+                | I::SpawnFailed { .. }
+                | I::Guest(_)
+                | I::PortBroken { .. }
+                | I::Exited { .. }
+                | I::Drained
+                | I::Stop { .. }
+                | I::Kill
+                | I::Tick,
+            ) => {}
+        }
+        out
+    }
+
+    fn is_due(&self, now: Duration) -> bool {
+        self.deadline.is_some_and(|at| at <= now)
+    }
+
+    fn kill(&mut self, cause: String, out: &mut Vec<Effect>) {
+        self.cause = Some(cause);
+        out.push(Effect::Kill);
+        self.state = State::Killed;
+    }
+
+    fn hello(
+        &mut self,
+        proto: u32,
+        boot_id: BootId,
+        kernel: String,
+        now: Duration,
+        out: &mut Vec<Effect>,
+    ) {
+        if proto != PROTOCOL_VERSION {
+            let ours = PROTOCOL_VERSION;
+            self.kill(
+                format!("vm-init speaks protocol {proto}, this supervisor {ours}"),
+                out,
+            );
+        } else if boot_id != self.boot_id {
+            self.kill(format!("the guest calls itself boot {boot_id}"), out);
+        } else {
+            self.spoke = true;
+            self.state = State::Running;
+            self.deadline = None;
+            self.last_beat = now;
+            self.last_alive = now;
+            let after = now.saturating_sub(self.spawned_at);
+            out.push(Effect::Emit(EventKind::GuestUp { kernel, after }));
+        }
+    }
+
+    fn guest(&mut self, message: GuestMessage, now: Duration, out: &mut Vec<Effect>) {
+        match message {
+            GuestMessage::Hello { .. } => self.kill("the guest said Hello twice".into(), out),
+            GuestMessage::PoweringOff {
+                reason,
+                last_log_seq,
+            } => {
+                self.powering_off(reason, last_log_seq, now, out);
+            }
+            GuestMessage::Alive { seq, .. } => {
+                // An answer to a question that was not asked is no sign of life.
+                if seq <= self.heartbeat_seq {
+                    self.last_alive = now;
+                }
+            }
+            GuestMessage::Stage { .. }
+            | GuestMessage::Started { .. }
+            | GuestMessage::Ready { .. }
+            | GuestMessage::Unhealthy { .. }
+            | GuestMessage::Exited { .. }
+            | GuestMessage::Warning { .. } => self.report(message, out),
+        }
+    }
+
+    fn report(&mut self, message: GuestMessage, out: &mut Vec<Effect>) {
+        let kind = match message {
+            GuestMessage::Stage { stage, .. } => {
+                self.last_stage = Some(stage);
+                EventKind::GuestStage { stage }
+            }
+            GuestMessage::Started { pid, restarts } => EventKind::WorkloadStarted { pid, restarts },
+            GuestMessage::Ready { pid } => EventKind::WorkloadReady { pid },
+            GuestMessage::Unhealthy { pid, detail } => EventKind::WorkloadUnhealthy { pid, detail },
+            GuestMessage::Exited {
+                pid,
+                exit,
+                ran_ms,
+                decision,
+                restarts,
+            } => EventKind::WorkloadExited {
+                pid,
+                exit,
+                ran: Duration::from_millis(ran_ms),
+                decision,
+                restarts,
+            },
+            GuestMessage::Warning { message } => EventKind::Warning { message },
+            GuestMessage::Hello { .. }
+            | GuestMessage::Alive { .. }
+            | GuestMessage::PoweringOff { .. } => return,
+        };
+        out.push(Effect::Emit(kind));
+    }
+
+    /// What was still in the port of a VMM that is dead or dying.
+    fn leftover(&mut self, message: GuestMessage, now: Duration, out: &mut Vec<Effect>) {
+        match message {
+            GuestMessage::PoweringOff { reason, .. } => self.announced = Some(reason),
+            GuestMessage::Hello { .. } | GuestMessage::Alive { .. } => {}
+            GuestMessage::Stage { .. }
+            | GuestMessage::Started { .. }
+            | GuestMessage::Ready { .. }
+            | GuestMessage::Unhealthy { .. }
+            | GuestMessage::Exited { .. }
+            | GuestMessage::Warning { .. } => {
+                debug_assert!(now >= self.spawned_at);
+                self.report(message, out);
+            }
+        }
+    }
+
+    fn powering_off(
+        &mut self,
+        reason: PowerOffReason,
+        last_log_seq: u64,
+        now: Duration,
+        out: &mut Vec<Effect>,
+    ) {
+        tracing::debug!(boot = %self.boot_id, last_log_seq, "the guest powers off");
+        out.push(Effect::Emit(EventKind::GuestPoweringOff {
+            reason: reason.clone(),
+        }));
+        self.announced = Some(reason);
+        self.deadline = Some(now + POWER_OFF_TIME);
+        self.state = State::PoweringOff;
+    }
+
+    fn stop(&mut self, grace: Duration, now: Duration, out: &mut Vec<Effect>) {
+        self.stop_asked = true;
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        out.push(Effect::Send(HostMessage::Stop { grace_ms }));
+        self.deadline = Some(now.saturating_add(grace).saturating_add(STOP_MARGIN));
+        self.state = State::Stopping;
+    }
+
+    /// Heartbeats count only while this loop ticks: if it did not for two intervals (a suspended
+    /// laptop, a stopped supervisor), the guest is given a new time-out.
+    fn heartbeat(&mut self, now: Duration, host_time_unix_ns: u64, out: &mut Vec<Effect>) {
+        let since = now.saturating_sub(self.last_beat);
+        if since < self.times.heartbeat_interval {
+            return;
+        }
+        if since > self.times.heartbeat_interval * 2 {
+            self.last_alive = now;
+        }
+        let silent = now.saturating_sub(self.last_alive);
+        if silent > self.times.heartbeat_timeout {
+            let silent = silent.as_secs_f64();
+            self.kill(
+                format!("the guest has not answered a heartbeat for {silent:.1} s"),
+                out,
+            );
+            return;
+        }
+        self.last_beat = now;
+        self.heartbeat_seq += 1;
+        out.push(Effect::Send(HostMessage::Heartbeat {
+            seq: self.heartbeat_seq,
+            host_time_unix_ns,
+        }));
+    }
+
+    fn finish(&mut self, out: &mut Vec<Effect>) {
+        self.state = State::Ended;
+        let end = match (self.announced.take(), self.stop_asked) {
+            (_, true) | (Some(PowerOffReason::Stopped), false) => VmEnd::Stopped,
+            (Some(PowerOffReason::Done { exit }), false) => VmEnd::Done(exit),
+            (Some(PowerOffReason::GaveUp { exit, restarts }), false) => self.failed(format!(
+                "the workload used up its restart limit ({restarts} restarts, last: {exit})"
+            )),
+            (Some(PowerOffReason::SetupFailed { stage, message }), false) => self.failed(format!(
+                "the guest could not be set up ({stage:?}): {message}"
+            )),
+            (Some(PowerOffReason::HostGone), false) => {
+                self.failed("the guest lost its control port".into())
+            }
+            (None, false) => {
+                let cause = self.cause.take().unwrap_or_else(|| {
+                    if self.spoke {
+                        "the VMM ended and the guest had not announced it".into()
+                    } else {
+                        "the VMM ended before the guest spoke".into()
+                    }
+                });
+                self.failed(cause)
+            }
+        };
+        out.push(Effect::Finish(end));
+    }
+
+    fn failed(&self, cause: String) -> VmEnd {
+        VmEnd::Failed(Failure {
+            cause,
+            exit: self.exit.clone(),
+            last_stage: self.last_stage,
+        })
+    }
+}
+
+fn name(message: &GuestMessage) -> &'static str {
+    match message {
+        GuestMessage::Hello { .. } => "Hello",
+        GuestMessage::Stage { .. } => "Stage",
+        GuestMessage::Started { .. } => "Started",
+        GuestMessage::Ready { .. } => "Ready",
+        GuestMessage::Unhealthy { .. } => "Unhealthy",
+        GuestMessage::Exited { .. } => "Exited",
+        GuestMessage::Alive { .. } => "Alive",
+        GuestMessage::Warning { .. } => "Warning",
+        GuestMessage::PoweringOff { .. } => "PoweringOff",
+    }
+}
+
+#[cfg(test)]
+mod tests;

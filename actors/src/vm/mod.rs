@@ -1,0 +1,2 @@
+//! One VM and the actor that owns it.
+pub mod lifecycle;
