@@ -1,9 +1,10 @@
 //! What a VM boots from: the guest kernel, its first program, the archive that carries both.
 //!
-//! * [`Firmware::locate`] finds libkrunfw (override, embedded, cache, system, download), accepts
-//!   it by SHA-256 only, and keeps its kernel in the form that each VMM boots;
-//! * [`GuestInit`] is vm-init, embedded by this crate's build script or named by the user;
-//! * [`initramfs`] writes the boot medium.
+//! * [`Firmware::locate`] finds libkrunfw (`III_LIBKRUNFW_PATH`, embedded, `~/.iii/lib`, the
+//!   system's library directories, download), accepts it by SHA-256 only ([`known`]), and keeps
+//!   its kernel in the form that a VMM boots; [`FirmwareStatus::of`] says what is where;
+//! * [`GuestInit`] is vm-init, embedded by this crate's build script or named by `III_INIT_PATH`;
+//! * [`initramfs`] writes the boot medium; [`home`] is `~/.iii`, or what `III_HOME` names.
 //!
 //! May depend on: `iii-proto`. Must never be in it: anything that starts a VM, root filesystems
 //! (`iii-image`), an async runtime: every call blocks, and a caller with an event loop makes it
@@ -11,8 +12,23 @@
 #![deny(unsafe_code)]
 
 pub mod digest;
+mod download;
+mod guest_init;
 pub mod home;
 pub mod initramfs;
+mod install;
+mod kernel;
 pub mod known;
+mod locate;
+pub mod options;
 pub mod platform;
 pub mod progress;
+mod verified;
+
+pub use download::{DownloadError, FetchError};
+pub use guest_init::{GuestInit, INIT_MARKER, INIT_VERSION, InitError};
+pub use install::InstallError;
+pub use kernel::{Kernel, KernelError, KernelFormat};
+pub use locate::{Finding, Firmware, FirmwareError, FirmwareStatus, Look, Source};
+pub use options::FirmwareOptions;
+pub use progress::Progress;
