@@ -34,6 +34,8 @@ pub struct ShimRequest {
     pub nice: Option<i32>,
     /// Wanted namespaces; refused ones are gone without.
     pub namespaces: Vec<Namespace>,
+    /// A user namespace may be made to get them.
+    pub allow_user_namespace: bool,
 }
 
 /// A kind of Linux namespace that a child can have for itself (namespaces(7)).
@@ -57,7 +59,8 @@ pub struct Isolation {
     pub namespaces: Vec<Namespace>,
     /// They lie in a user namespace, as an ordinary user's must.
     pub user_namespace: bool,
-    /// The errno with which the kernel refused; then `namespaces` is empty.
+    /// The errno with which the kernel refused the namespaces, or, if there are some, the mapping of
+    /// the user into them.
     pub refused: Option<i32>,
 }
 
@@ -67,6 +70,8 @@ pub enum ShimReport {
     /// The program was executed. Two descriptors come with it: the pidfds of the process that
     /// reaps for it and of the program.
     Started {
+        /// The program's process id as the supervisor's `/proc` has it.
+        pid: i32,
         /// What it runs in.
         isolation: Isolation,
     },
@@ -154,6 +159,7 @@ mod tests {
             rlimits: vec![(4, 0, 0)],
             nice: Some(-5),
             namespaces: vec![Namespace::Pid],
+            allow_user_namespace: true,
         };
         let bytes = encode_spec(&request).unwrap();
         assert_eq!(decode_spec::<ShimRequest>(&bytes).unwrap(), request);

@@ -1,1 +1,21 @@
-//! iii-vmm
+//! How the processes of a VM are started and stopped.
+//!
+//! * [`process`]: the [`Spawner`](process::Spawner), the one thread that starts every child, and
+//!   the handles of its children; each child runs below the helper binary `iii-shim`
+//!   (`src/bin/iii-shim`), which keeps it from outliving us;
+//! * [`helpers`]: finds helper binaries and checks that they are of this build;
+//! * [`vmm`]: the trait [`Vmm`](vmm::Vmm) and what a launch is made of; [`qemu`]: its
+//!   implementation; [`host`]: what kind of virtualisation this host has; [`tsc`]: the frequency
+//!   of its time-stamp counter.
+//!
+//! May depend on `iii-proto`. Must never be in it: actors, policy about restarts, anything that
+//! decides *whether* a VM runs; an asynchronous runtime; reading what a guest sends.
+#![deny(unsafe_code)]
+
+pub mod helpers;
+pub mod host;
+pub mod process;
+pub mod qemu;
+mod sys;
+pub mod tsc;
+pub mod vmm;

@@ -1,0 +1,194 @@
+//! Whether this host's virtualisation is real.
+//!
+//! `/dev/kvm` alone proves nothing: on hosts with the module `kvm_pvm` it opens and creates VMs in
+//! which every ordinary kernel dies. So the decision takes the CPU's own flags into account, and is
+//! a pure function over facts that are collected apart from it.
+
+use std::fmt;
+use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// How guest code is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Acceleration {
+    /// By the CPU, under KVM.
+    Kvm,
+    /// By QEMU's translator, in software.
+    Tcg,
+}
+
+impl fmt::Display for Acceleration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        })
+    }
+}
+
+/// What opening `/dev/kvm` for reading and writing came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DevKvm {
+    /// There is none.
+    Absent,
+    /// It is not ours to open.
+    NoPermission,
+    /// It opened.
+    Opens,
+    /// It is there and did not open for another reason.
+    Broken,
+}
+
+/// The architectures that are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// x86-64.
+    X86_64,
+    /// 64-bit ARM.
+    Aarch64,
+    /// Any other.
+    Other,
+}
+
+/// What the decision rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostFacts {
+    /// The host's architecture.
+    pub arch: Arch,
+    /// `/dev/kvm`.
+    pub dev_kvm: DevKvm,
+    /// The CPU shows `vmx` or `svm` (x86 only).
+    pub cpu_virtualisation: bool,
+    /// The module `kvm_pvm` is loaded.
+    pub kvm_pvm: bool,
+}
+
+impl HostFacts {
+    /// Collects the facts of this host.
+    pub fn collect() -> Self {
+        let arch = match std::env::consts::ARCH {
+            "x86_64" => Arch::X86_64,
+            "aarch64" => Arch::Aarch64,
+            _ => Arch::Other,
+        };
+        let dev_kvm = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+            Ok(_) => DevKvm::Opens,
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => DevKvm::Absent,
+                ErrorKind::PermissionDenied => DevKvm::NoPermission,
+                _ => DevKvm::Broken,
+            },
+        };
+        Self {
+            arch,
+            dev_kvm,
+            // An unreadable /proc counts as a CPU without the flags: TCG is slower, never wrong.
+            cpu_virtualisation: fs::read_to_string("/proc/cpuinfo")
+                .is_ok_and(|info| cpu_flags(&info).any(|flag| matches!(flag, "vmx" | "svm"))),
+            kvm_pvm: Path::new("/sys/module/kvm_pvm").exists(),
+        }
+    }
+}
+
+/// The flags of the first CPU in `/proc/cpuinfo`.
+pub(crate) fn cpu_flags(cpuinfo: &str) -> impl Iterator<Item = &str> {
+    cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("flags")?.split_once(':'))
+        .map_or("", |(_, flags)| flags)
+        .split_whitespace()
+}
+
+/// A decision with its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// How guests are run.
+    pub acceleration: Acceleration,
+    /// Why, for people.
+    pub reason: &'static str,
+}
+
+/// Decides from the facts. Hardware virtualisation is real where `/dev/kvm` opens and the CPU has
+/// the extension that KVM drives.
+pub fn virtualisation(facts: &HostFacts) -> Verdict {
+    let (acceleration, reason) = match (facts.dev_kvm, facts.arch) {
+        (DevKvm::Absent, _) => (
+            Acceleration::Tcg,
+            "there is no /dev/kvm: the CPU has no virtualisation, or it is off in the firmware, or \
+             the module kvm is not loaded",
+        ),
+        (DevKvm::NoPermission, _) => (
+            Acceleration::Tcg,
+            "/dev/kvm may not be opened by this user; add the user to the group kvm",
+        ),
+        (DevKvm::Broken, _) => (Acceleration::Tcg, "/dev/kvm is there but does not open"),
+        (DevKvm::Opens, Arch::X86_64) if facts.cpu_virtualisation => (
+            Acceleration::Kvm,
+            "/dev/kvm opens and the CPU has vmx or svm",
+        ),
+        (DevKvm::Opens, Arch::X86_64) if facts.kvm_pvm => (
+            Acceleration::Tcg,
+            "/dev/kvm belongs to kvm_pvm, which cannot run an ordinary guest kernel",
+        ),
+        (DevKvm::Opens, Arch::X86_64) => (
+            Acceleration::Tcg,
+            "/dev/kvm opens, but the CPU shows neither vmx nor svm",
+        ),
+        (DevKvm::Opens, Arch::Aarch64) => (Acceleration::Kvm, "/dev/kvm opens"),
+        (DevKvm::Opens, Arch::Other) => (
+            Acceleration::Tcg,
+            "hardware virtualisation is not used on this architecture",
+        ),
+    };
+    Verdict {
+        acceleration,
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts() {
+        use Acceleration::{Kvm, Tcg};
+        use Arch::{Aarch64, Other, X86_64};
+        use DevKvm::{Absent, Broken, NoPermission, Opens};
+        // arch, /dev/kvm, vmx or svm, kvm_pvm, verdict, a word of the reason
+        let table = [
+            (X86_64, Opens, true, false, Kvm, "vmx or svm"),
+            // kvm_pvm loaded beside real virtualisation: the CPU decides.
+            (X86_64, Opens, true, true, Kvm, "vmx or svm"),
+            (X86_64, Opens, false, true, Tcg, "kvm_pvm"),
+            (X86_64, Opens, false, false, Tcg, "neither"),
+            (X86_64, NoPermission, true, false, Tcg, "group kvm"),
+            (X86_64, Absent, true, false, Tcg, "no /dev/kvm"),
+            (X86_64, Absent, false, false, Tcg, "no /dev/kvm"),
+            (X86_64, Broken, true, false, Tcg, "does not open"),
+            (Aarch64, Opens, false, false, Kvm, "opens"),
+            (Aarch64, NoPermission, false, false, Tcg, "group kvm"),
+            (Aarch64, Absent, false, false, Tcg, "no /dev/kvm"),
+            (Other, Opens, false, false, Tcg, "architecture"),
+        ];
+        for (arch, dev_kvm, cpu_virtualisation, kvm_pvm, acceleration, word) in table {
+            let facts = HostFacts {
+                arch,
+                dev_kvm,
+                cpu_virtualisation,
+                kvm_pvm,
+            };
+            let verdict = virtualisation(&facts);
+            assert_eq!(verdict.acceleration, acceleration, "{facts:?}");
+            assert!(verdict.reason.contains(word), "{facts:?}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn flags_are_whole_words_of_the_flags_line() {
+        let info = "processor\t: 0\nmodel name\t: vmx svm\nflags\t\t: fpu vme nosvm\nbugs\t: svm\n";
+        assert_eq!(cpu_flags(info).collect::<Vec<_>>(), ["fpu", "vme", "nosvm"]);
+        assert_eq!(cpu_flags("").count(), 0);
+    }
+}

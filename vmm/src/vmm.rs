@@ -1,0 +1,188 @@
+//! What a VM is launched from, and the trait of those who can launch it.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use iii_proto::ids::{BootId, WorkerName};
+
+use crate::host::Acceleration;
+use crate::process::ChildSpec;
+
+/// One VM to be launched. All descriptors are handed on to the VMM's process.
+#[derive(Debug)]
+pub struct VmLaunch {
+    /// Whose VM it is; for the process's name and for logs.
+    pub worker: WorkerName,
+    /// Which of its lives.
+    pub boot_id: BootId,
+    /// Virtual CPUs, at least 1.
+    pub cpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// The kernel in the form that the VMM takes (for QEMU: the PVH ELF). Absolute.
+    pub kernel: PathBuf,
+    /// The initramfs: a sealed memfd.
+    pub initrd: OwnedFd,
+    /// Where the console's output goes: the writing end of a pipe, a file or a socket.
+    pub console: OwnedFd,
+    /// virtio-serial ports.
+    pub ports: Vec<VmPort>,
+    /// The network interface.
+    pub network: Option<VmNetwork>,
+    /// virtio-fs devices.
+    pub exports: Vec<VmExport>,
+    /// virtio-blk devices.
+    pub disks: Vec<VmDisk>,
+    /// Words for the kernel's command line beside the VMM's own.
+    pub kernel_words: Vec<String>,
+}
+
+/// A virtio-serial port.
+#[derive(Debug)]
+pub struct VmPort {
+    /// Its name in the guest, such as [`iii_proto::CONTROL_PORT`].
+    pub name: String,
+    /// The VMM's end of a connected stream socket pair.
+    pub fd: OwnedFd,
+}
+
+/// The network interface.
+#[derive(Debug)]
+pub struct VmNetwork {
+    /// The VMM's end of a datagram socket pair, one Ethernet frame per datagram.
+    pub fd: OwnedFd,
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+    /// Bytes of the largest IP packet.
+    pub mtu: u32,
+}
+
+/// A virtio-fs device that is served by a vhost-user server.
+#[derive(Debug)]
+pub struct VmExport {
+    /// The tag that the guest mounts.
+    pub tag: String,
+    /// The connected vhost-user stream.
+    pub fd: OwnedFd,
+}
+
+/// A virtio-blk device.
+#[derive(Debug)]
+pub struct VmDisk {
+    /// The raw image: a regular file, opened for writing unless `read_only`.
+    pub fd: OwnedFd,
+    /// Its serial number, by which the guest finds it; at most 20 bytes.
+    pub serial: String,
+    /// Writes are refused by the VMM.
+    pub read_only: bool,
+}
+
+/// What [`Vmm::check`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmmInfo {
+    /// [`Vmm::name`].
+    pub name: &'static str,
+    /// The program or library.
+    pub path: PathBuf,
+    /// Its version.
+    pub version: Version,
+    /// How it runs guest code on this host.
+    pub acceleration: Acceleration,
+}
+
+/// A version of three numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(pub u32, pub u32, pub u32);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// Why a VM cannot be launched.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmmError {
+    /// The VMM's program is not there.
+    #[error("failed to find {program}: {looked_in}; {remedy}")]
+    Missing {
+        /// The program's name or path.
+        program: String,
+        /// Where it was looked for.
+        looked_in: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// It is too old.
+    #[error(
+        "failed to use {program} {found}: iii-super needs {needed} or newer; {remedy}",
+        program = program.display()
+    )]
+    TooOld {
+        /// The program.
+        program: PathBuf,
+        /// Its version.
+        found: Version,
+        /// The oldest version that works.
+        needed: Version,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Its version could not be found out.
+    #[error(
+        "failed to ask {program} for its version: {reason}; {remedy}",
+        program = program.display()
+    )]
+    Unknown {
+        /// The program.
+        program: PathBuf,
+        /// What happened.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// This VMM does not run on this architecture.
+    #[error("failed to use {vmm} on {arch}: it is supported on x86_64 only")]
+    Architecture {
+        /// [`Vmm::name`].
+        vmm: &'static str,
+        /// The host's architecture.
+        arch: &'static str,
+    },
+    /// The machine has too few device slots.
+    #[error(
+        "failed to fit the devices of worker {worker}: the machine has {slots} slots, and {used} \
+         were asked for; mount fewer directories, or one that holds several of them"
+    )]
+    TooManyDevices {
+        /// The worker.
+        worker: WorkerName,
+        /// Slots of the machine.
+        slots: usize,
+        /// What would use them.
+        used: String,
+    },
+    /// The launch holds a value that the VMM cannot take.
+    #[error("failed to launch worker {worker}: {reason}")]
+    Invalid {
+        /// The worker.
+        worker: WorkerName,
+        /// Which value, and why not.
+        reason: String,
+    },
+}
+
+/// A virtual machine monitor.
+pub trait Vmm: fmt::Debug + Send + Sync {
+    /// Its short name: `qemu`, `krun`.
+    fn name(&self) -> &'static str;
+
+    /// Whether it is there and can be used. Cheap when it has been asked before: the answer is kept
+    /// as long as the program's file does not change.
+    fn check(&self) -> Result<VmmInfo, VmmError>;
+
+    /// The process that runs this VM. Takes over the launch's descriptors, starts nothing.
+    fn command(&self, launch: VmLaunch) -> Result<ChildSpec, VmmError>;
+}
