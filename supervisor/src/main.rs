@@ -1,0 +1,3 @@
+//! The program `iii-super`.
+#![deny(unsafe_code)]
+fn main() {}

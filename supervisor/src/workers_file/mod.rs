@@ -1,0 +1,247 @@
+//! `iii.workers.yaml`: what a user wants to run, checked whole.
+//!
+//! [`WorkersFile::load`] reads, checks and turns the file into [`WorkerSpec`]s, or returns every
+//! fault of the file at once, each with line, column and path. It looks at the host's environment
+//! and at the directories that are mounted; it starts and changes nothing.
+//!
+//! The format is described in `docs/workers-file.md` and by the JSON Schema in [`SCHEMA`].
+
+mod command;
+mod dotenv;
+mod duration;
+mod environment;
+mod fault;
+mod health;
+mod interpolate;
+mod mounts;
+mod network;
+mod node;
+mod paths;
+mod ports;
+mod reader;
+mod restart;
+mod size;
+mod worker;
+
+#[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use iii_actors::spec::WorkerSpec;
+use iii_proto::ids::WorkerName;
+
+pub(crate) use duration::format as format_duration;
+pub use fault::{Fault, WorkersFileError};
+pub use node::Position;
+pub(crate) use reader::did_you_mean;
+pub(crate) use size::format as format_size;
+
+use node::{Node, Value};
+use reader::{Reader, Setting};
+
+/// The file's usual name.
+pub const FILE_NAME: &str = "iii.workers.yaml";
+
+/// The JSON Schema (draft 2020-12) of the format, for editors.
+pub const SCHEMA: &str = include_str!("../../schema/iii.workers.schema.json");
+
+/// Keys of the file itself; `x-…` may hold anything, for anchors.
+const KEYS: &[&str] = &["workers"];
+
+/// Largest file that is read: a larger one is not a workers file.
+const MAX_FILE: u64 = 1 << 20;
+
+/// A workers file that has no fault.
+#[derive(Clone, Debug)]
+pub struct WorkersFile {
+    /// Where it was read.
+    pub path: PathBuf,
+    /// In the file's order.
+    pub workers: Vec<WorkerSpec>,
+}
+
+/// A name was asked for that the file does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("failed to select worker {name:?}: {} has none of that name{}", path.display(), hint(meant, known))]
+pub struct UnknownWorker {
+    name: String,
+    path: PathBuf,
+    meant: Option<String>,
+    known: Vec<String>,
+}
+
+fn hint(meant: &Option<String>, known: &[String]) -> String {
+    match meant {
+        Some(meant) => format!(", did you mean {meant:?}?"),
+        None => format!("\n    it has: {}", known.join(", ")),
+    }
+}
+
+impl WorkersFile {
+    /// Reads and checks `path` with this process's environment.
+    pub fn load(path: &Path) -> Result<Self, WorkersFileError> {
+        // A variable that is not UTF-8 cannot be put into YAML text; it counts as unset.
+        Self::load_with(path, &|name| std::env::var(name).ok())
+    }
+
+    /// Reads and checks `path`; `lookup` is the environment.
+    pub fn load_with(
+        path: &Path,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, WorkersFileError> {
+        let text = read(path)?;
+        let directory = directory_of(path)?;
+        Self::parse(&text, path, &directory, lookup)
+    }
+
+    /// Checks `text`, which stands for the file `path` in `directory`.
+    pub fn parse(
+        text: &str,
+        path: &Path,
+        directory: &Path,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, WorkersFileError> {
+        let mut reader = Reader {
+            directory,
+            lookup,
+            faults: Vec::new(),
+        };
+        let workers = match node::parse(text) {
+            Ok(Some(root)) => workers(&mut reader, &root),
+            Ok(None) => {
+                reader.faults.push(Fault {
+                    at: None,
+                    path: String::new(),
+                    message: String::from("the file is empty"),
+                    remedy: Some(String::from(
+                        "it needs at least: workers: {NAME: {command: …}}",
+                    )),
+                });
+                Vec::new()
+            }
+            Err(error) => {
+                reader.fault_at(error.at, "", format!("not valid YAML: {}", error.message));
+                Vec::new()
+            }
+        };
+        if reader.faults.is_empty() {
+            return Ok(Self {
+                path: path.to_owned(),
+                workers,
+            });
+        }
+        let mut faults = reader.faults;
+        faults.sort_by_key(|fault| fault.at);
+        Err(WorkersFileError::Invalid {
+            path: path.to_owned(),
+            faults,
+        })
+    }
+
+    /// The workers of these names, in the file's order; all of them if no name is given.
+    pub fn select(&self, names: &[String]) -> Result<Vec<WorkerSpec>, Vec<UnknownWorker>> {
+        let known = || self.workers.iter().map(|w| w.name.as_str());
+        let unknown: Vec<UnknownWorker> = names
+            .iter()
+            .filter(|name| !known().any(|k| k == name.as_str()))
+            .map(|name| UnknownWorker {
+                name: name.clone(),
+                path: self.path.clone(),
+                meant: did_you_mean(name, known()).map(str::to_owned),
+                known: known().map(str::to_owned).collect(),
+            })
+            .collect();
+        if !unknown.is_empty() {
+            return Err(unknown);
+        }
+        Ok(self
+            .workers
+            .iter()
+            .filter(|w| names.is_empty() || names.iter().any(|n| n == w.name.as_str()))
+            .cloned()
+            .collect())
+    }
+}
+
+fn read(path: &Path) -> Result<String, WorkersFileError> {
+    let fail = |source: std::io::Error| {
+        let remedy = (source.kind() == std::io::ErrorKind::NotFound)
+            .then_some("name the file with -f FILE, or change into its directory");
+        WorkersFileError::Read {
+            path: path.to_owned(),
+            source,
+            remedy,
+        }
+    };
+    let length = std::fs::metadata(path).map_err(fail)?.len();
+    if length > MAX_FILE {
+        return Err(fail(std::io::Error::other(
+            "it is larger than 1 MiB, so it is hardly a workers file",
+        )));
+    }
+    let bytes = std::fs::read(path).map_err(fail)?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + good.iter().filter(|b| **b == b'\n').count();
+        fail(std::io::Error::other(format!("line {line} is not UTF-8")))
+    })
+}
+
+/// The absolute directory of the file, without resolving links: relative paths in it mean what
+/// they mean to the user who sees it there.
+fn directory_of(path: &Path) -> Result<PathBuf, WorkersFileError> {
+    let absolute = std::path::absolute(path).map_err(|source| WorkersFileError::Read {
+        path: path.to_owned(),
+        source,
+        remedy: None,
+    })?;
+    Ok(absolute
+        .parent()
+        .map_or_else(|| PathBuf::from("/"), Path::to_owned))
+}
+
+fn workers(reader: &mut Reader<'_>, root: &Node) -> Vec<WorkerSpec> {
+    let top = Setting {
+        path: String::new(),
+        node: root,
+    };
+    let Some(fields) = reader.fields(&top, KEYS) else {
+        return Vec::new();
+    };
+    let Some(setting) = fields.get("workers") else {
+        if reader.faults.is_empty() {
+            reader.fault(&top, "has no `workers`");
+        }
+        return Vec::new();
+    };
+    let entries = reader
+        .entries(&setting, "a map of workers by name")
+        .unwrap_or_default();
+    if entries.is_empty() && reader.faults.is_empty() {
+        reader.fault(&setting, "names no worker");
+    }
+    let mut taken = Vec::new();
+    let mut workers = Vec::new();
+    for (name, at, child) in entries {
+        let name = match WorkerName::new(name) {
+            Ok(name) => name,
+            Err(error) => {
+                reader.fault_at(at, &child.path, error);
+                continue;
+            }
+        };
+        if child.node.value == Value::Null {
+            reader.fault_at(
+                at,
+                &child.path,
+                "has no settings: it needs at least `command`",
+            );
+            continue;
+        }
+        workers.extend(worker::worker(reader, name, &child, &mut taken));
+    }
+    workers
+}

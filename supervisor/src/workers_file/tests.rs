@@ -1,0 +1,391 @@
+//! Whole files: what is understood, and what is said about faults.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use iii_actors::spec::{MountSpec, NetworkMode, PublishSpec, UserSpec};
+use iii_proto::guest::Probe;
+use iii_proto::restart::{RestartLimit, RestartMode};
+
+use super::*;
+
+/// Every key in one of its forms, for the directory that [`directory`] makes.
+pub(super) const EVERYTHING: &str = r#"
+x-defaults: &defaults
+  stop_grace: 3s
+workers:
+  web:
+    <<: *defaults
+    root: host
+    path: ./app
+    command: python3 -m http.server "8 0"
+    cwd: /app/sub
+    env:
+      PLAIN: value
+      NUMBER: 1.10
+      FROM_HOST: "${HOST_VALUE}"
+      DEFAULTED: ${UNSET:-fallback}
+      TAKEN:
+      OVERRIDDEN: open
+    env_file: ./secrets.env
+    resources: {cpus: 2, memory: 300MB, pids: 100, open_files: 1024, disk: 1GiB}
+    ports: ["8080:80", 9000, "0.0.0.0:7000:70"]
+    mounts: [./data:/data:ro, "./data:/more"]
+    restart:
+      mode: always
+      initial: 250ms
+      factor: 1.5
+      max: 10s
+      jitter: 0.2
+      limit: 10/5m
+      reset_after: 30s
+      stop_codes: [78, 3]
+    vm_restart: {limit: {restarts: 2, window: 1m}}
+    health: {http: "80/health", interval: 5s, timeout: 1s, retries: 2, start_period: 20s}
+    network:
+      mode: engine
+      allow: [example.com, "10.0.0.0/8:5432"]
+      host_ports: [49134]
+      dns: ["127.0.0.1:5353"]
+    user: "1000:100"
+    boot_deadline: 2m
+    heartbeat_timeout: 1m
+  job:
+    command: [sh, -c, "echo $HOME | cat"]
+    env: [A=1, B=x=y, TAKEN]
+    restart: never
+    network: none
+    health: {tcp: 80}
+  probe:
+    command: [sleep, "1000"]
+    restart: {limit: none}
+    health: {exec: test -e /tmp/ok}
+"#;
+
+fn directory() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("app")).unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(
+        dir.path().join("secrets.env"),
+        "TOKEN=s3cret\nOVERRIDDEN=s3cret\n",
+    )
+    .unwrap();
+    dir
+}
+
+fn lookup(name: &str) -> Option<String> {
+    match name {
+        "HOST_VALUE" => Some("from-host".into()),
+        "TAKEN" => Some("taken".into()),
+        "HOME" => Some("/home/user".into()),
+        "SECRET" => Some("hunter2".into()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str, dir: &Path) -> Result<WorkersFile, WorkersFileError> {
+    WorkersFile::parse(text, Path::new("w.yaml"), dir, &lookup)
+}
+
+#[test]
+fn every_key_is_understood() {
+    let dir = directory();
+    let file = parse(EVERYTHING, dir.path()).unwrap();
+    let [web, job, probe] = &file.workers[..] else {
+        panic!()
+    };
+    assert_eq!(web.command, ["python3", "-m", "http.server", "8 0"]);
+    assert_eq!(web.cwd.as_deref(), Some("/app/sub"));
+    let env: Vec<(&str, &str)> = web.env.iter().map(|(n, v)| (&**n, &**v)).collect();
+    let expected = [
+        ("TOKEN", "s3cret"),
+        ("OVERRIDDEN", "open"),
+        ("PLAIN", "value"),
+        ("NUMBER", "1.10"),
+        ("FROM_HOST", "from-host"),
+        ("DEFAULTED", "fallback"),
+        ("TAKEN", "taken"),
+    ];
+    assert_eq!(env, expected);
+    assert_eq!(web.secret_env.iter().collect::<Vec<_>>(), ["TOKEN"]);
+    assert_eq!(web.resources.cpus, 2);
+    assert_eq!(web.resources.memory, 287 << 20, "rounded up to whole MiB");
+    assert_eq!(web.resources.disk, Some(1 << 30));
+    let any = PublishSpec {
+        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        host_port: 7000,
+        guest_port: 70,
+    };
+    assert_eq!(
+        web.ports,
+        [
+            PublishSpec::loopback(8080, 80),
+            PublishSpec::loopback(9000, 9000),
+            any
+        ]
+    );
+    let mount = |host: &str, guest: &str, read_only| MountSpec {
+        host: dir.path().join(host),
+        guest: guest.into(),
+        read_only,
+    };
+    assert_eq!(
+        web.mounts,
+        [
+            mount("app", "/app", false),
+            mount("data", "/data", true),
+            mount("data", "/more", false)
+        ]
+    );
+    assert_eq!(web.restart.mode, RestartMode::Always);
+    assert_eq!(web.restart.initial, Duration::from_millis(250));
+    assert_eq!(web.restart.stop_codes, [78, 3]);
+    let limit = |restarts, window| {
+        Some(RestartLimit {
+            restarts,
+            window: Duration::from_secs(window),
+        })
+    };
+    assert_eq!(web.restart.limit, limit(10, 300));
+    assert_eq!(web.vm_restart.limit, limit(2, 60));
+    let health = web.health.as_ref().unwrap();
+    assert_eq!(
+        health.probe,
+        Probe::Http {
+            port: 80,
+            path: "/health".into()
+        }
+    );
+    assert_eq!((health.interval_ms, health.retries), (5000, 2));
+    assert_eq!(web.network.mode, NetworkMode::Engine);
+    assert_eq!(web.network.host_ports.iter().collect::<Vec<_>>(), [&49134]);
+    assert_eq!(
+        web.user,
+        Some(UserSpec::Ids {
+            uid: 1000,
+            gid: 100
+        })
+    );
+    assert_eq!(web.stop_grace, Duration::from_secs(3), "by the merge key");
+    assert_eq!(web.boot_deadline, Duration::from_secs(120));
+    assert_eq!(web.heartbeat_timeout, Duration::from_secs(60));
+
+    assert_eq!(job.command, ["sh", "-c", "echo $HOME | cat"]);
+    assert_eq!(job.env[1], ("B".into(), "x=y".into()));
+    assert_eq!(job.restart.mode, RestartMode::Never);
+    assert_eq!(job.network.mode, NetworkMode::None);
+    assert_eq!(probe.restart.limit, None);
+    let exec = ["test", "-e", "/tmp/ok"].map(String::from).to_vec();
+    assert_eq!(probe.health.as_ref().unwrap().probe, Probe::Exec(exec));
+}
+
+#[test]
+fn all_faults_are_reported_together_with_place_and_path() {
+    let dir = directory();
+    let text = "\
+workers:
+  web:
+    comand: x
+    resources:
+      memory: 512M
+      cpus: 0.5
+    ports: ['8080:80']
+    mounts: [./missing:/x, './secrets.env:/y']
+    image: alpine
+  api:
+    command: echo hi | cat
+    ports: ['0.0.0.0:8080:80']
+    restart: on-failur
+    stop_grace: 10
+    volumes: [a]
+  Bad_Name:
+    command: x
+";
+    let error = parse(text, dir.path()).unwrap_err().to_string();
+    let missing = dir.path().join("missing");
+    let secrets = dir.path().join("secrets.env");
+    let expected = format!(
+        "\
+w.yaml:3:5: workers.web.comand: unknown key `comand`, did you mean `command`?
+w.yaml:3:5: workers.web: has no `command`
+    say what runs in the VM, as command: [python3, app.py]
+w.yaml:5:15: workers.web.resources.memory: \"512M\" can mean two sizes: write 512MiB (powers of 1024) or 512MB (powers of 1000)
+w.yaml:6:13: workers.web.resources.cpus: \"0.5\" is not a whole number from 1 to 32
+w.yaml:8:14: workers.web.mounts[0]: the directory {missing} does not exist
+    make it: mkdir -p {missing}
+w.yaml:8:28: workers.web.mounts[1]: {secrets} is not a directory
+    only directories can be shown to a guest: name the directory that holds the file
+w.yaml:9:12: workers.web.image: is not supported yet by this version
+    use `root: host`, which shows the guest the host's own /usr
+w.yaml:11:14: workers.api.command: `|` is shell syntax, and no shell runs this command
+    write it as a list: [sh, -c, \"…\"]; a literal word is quoted in a list
+w.yaml:12:13: workers.api.ports[0]: host port 8080 is taken by workers.web.ports[0] at line 7
+w.yaml:13:14: workers.api.restart: \"on-failur\" is not one of always, on-failure, never, did you mean `on-failure`?
+w.yaml:14:17: workers.api.stop_grace: \"10\" has no unit: write 10s for seconds or 10ms for milliseconds
+w.yaml:15:5: workers.api.volumes: unknown key `volumes`, did you mean `mounts`?
+w.yaml:16:3: workers.Bad_Name: a worker's name is made of a-z, 0-9 and '-', and does not start or end with '-': 'B'",
+        missing = missing.display(),
+        secrets = secrets.display(),
+    );
+    assert_eq!(error, expected);
+}
+
+#[test]
+fn single_faults() {
+    let dir = directory();
+    for (worker, part) in [
+        ("command: []", "names no program"),
+        ("command: ''", "names no program"),
+        ("command: \"a 'b\"", "never closed"),
+        ("command: {a: b}", "expected a single value, found a map"),
+        ("command:", "has no value"),
+        ("{}", "has no `command`"),
+        ("command: x\n    root: debian", "is not one of host"),
+        ("command: x\n    depends_on: [a]", "not supported yet"),
+        ("command: x\n    command: y", "given twice, first at line 3"),
+        (
+            "command: x\n    resources: {memory: 1MiB}",
+            "1MiB is outside of 64MiB to 1TiB",
+        ),
+        (
+            "command: x\n    resources: {cpus: 99}",
+            "99 is outside of 1 to 32",
+        ),
+        ("command: x\n    env: {1A: x}", "name of a variable"),
+        (
+            "command: x\n    env: {A: '${NOPE}'}",
+            "NOPE is not set in the environment",
+        ),
+        (
+            "command: x\n    env: {A: '${NOPE:?ask Ann for it}'}",
+            "ask Ann for it",
+        ),
+        (
+            "command: x\n    env: {A: }",
+            "A has no value here and is not set",
+        ),
+        ("command: x\n    env: {A: [1]}", "expected a single value"),
+        ("command: x\n    env_file: nope.env", "failed to read"),
+        ("command: x\n    env_file: ./data", "it is not a file"),
+        ("command: x\n    path: ./nope", "does not exist"),
+        (
+            "command: x\n    path: ./app\n    mounts: ['./data:/app']",
+            "taken by another mount",
+        ),
+        ("command: x\n    mounts: ['./data']", "is not a mount"),
+        (
+            "command: x\n    mounts: ['./data:/x:rx']",
+            "neither `ro` nor `rw`",
+        ),
+        ("command: x\n    mounts: ['./data:/proc/x']", "its own"),
+        ("command: x\n    cwd: ../x", "must be absolute"),
+        (
+            "command: x\n    restart: {initial: 10s, max: 1s}",
+            "shorter than `initial`",
+        ),
+        ("command: x\n    restart: {limit: 10}", "write it 10/5m"),
+        (
+            "command: x\n    restart: {limit: {restarts: 1}}",
+            "both `restarts` and `window`",
+        ),
+        (
+            "command: x\n    restart: {jitter: 2}",
+            "not a number from 0 to 1",
+        ),
+        (
+            "command: x\n    restart: {stop_codes: [300]}",
+            "outside of 0 to 255",
+        ),
+        ("command: x\n    health: {interval: 1s}", "exactly one of"),
+        (
+            "command: x\n    health: {tcp: 1, http: 80}",
+            "exactly one of",
+        ),
+        (
+            "command: x\n    health: {tcp: 1, interval: 0s}",
+            "longer than 0",
+        ),
+        (
+            "command: x\n    network: {mode: none, host_ports: [1]}",
+            "no network at all",
+        ),
+        ("command: x\n    network: {dns: [x]}", "DNS server"),
+        ("command: x\n    network: pubic", "did you mean `public`?"),
+    ] {
+        let text = format!("workers:\n  w:\n    {worker}\n");
+        let error = parse(&text, dir.path()).expect_err(&text).to_string();
+        assert!(error.contains(part), "{text}\n{error}");
+        assert!(error.starts_with("w.yaml:"), "{error}");
+    }
+}
+
+#[test]
+fn faults_of_the_whole_file() {
+    for (text, part) in [
+        ("", "the file is empty"),
+        ("workers:\n", "has no value"),
+        ("workers: {}\n", "names no worker"),
+        ("workers: {a: }\n", "has no settings"),
+        ("services: {}\n", "did you mean `workers`?"),
+        ("[1]\n", "expected a map, found a list"),
+        ("a: [\n", "not valid YAML"),
+    ] {
+        let error = parse(text, Path::new("/")).expect_err(text).to_string();
+        assert!(error.contains(part), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn values_of_the_environment_are_never_shown() {
+    let dir = directory();
+    std::fs::write(dir.path().join("bad.env"), "hunter2\nA='hunter2\n").unwrap();
+    let text = "\
+workers:
+  w:
+    command: x
+    env: [\"hun ter2\", \"A=${SECRET}\"]
+    env_file: bad.env
+    ports: ['${SECRET}']
+    mounts: ['${SECRET}', '${SECRET}:/x:${SECRET}']
+    network: {allow: ['${SECRET} ${SECRET}']}
+";
+    let error = parse(text, dir.path()).unwrap_err();
+    for shown in [error.to_string(), format!("{error:?}")] {
+        assert!(!shown.contains("hunter2"), "{shown}");
+        assert!(!shown.contains("hun ter2"), "{shown}");
+        assert!(shown.contains("bad.env:1"), "{shown}");
+        assert!(shown.contains("bad.env:2"), "{shown}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_read() {
+    let dir = directory();
+    let error = WorkersFile::load(&dir.path().join("none.yaml")).unwrap_err();
+    assert!(error.to_string().contains("name the file with -f FILE"));
+    let latin1 = dir.path().join("latin1.yaml");
+    std::fs::write(&latin1, b"workers:\n  a: {command: \xe9}\n").unwrap();
+    let error = WorkersFile::load(&latin1).unwrap_err();
+    assert!(error.to_string().contains("line 2 is not UTF-8"), "{error}");
+    let error = WorkersFile::load(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("failed to read"), "{error}");
+}
+
+#[test]
+fn workers_are_selected_by_name_in_the_files_order() {
+    let dir = directory();
+    let file = parse(EVERYTHING, dir.path()).unwrap();
+    let names = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        file.select(&names)
+            .map(|all| all.iter().map(|w| w.name.to_string()).collect::<Vec<_>>())
+            .map_err(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(names(&[]).unwrap(), ["web", "job", "probe"]);
+    assert_eq!(names(&["probe", "web"]).unwrap(), ["web", "probe"]);
+    let errors = names(&["wep", "nothing-like-it"]).unwrap_err();
+    assert!(errors[0].contains("did you mean \"web\"?"), "{errors:?}");
+    assert!(errors[1].contains("it has: web, job, probe"), "{errors:?}");
+}

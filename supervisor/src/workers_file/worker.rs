@@ -1,0 +1,235 @@
+//! One entry of `workers:`.
+
+use iii_actors::spec::{Resources, RootSpec, UserSpec, WorkerSpec};
+use iii_proto::ids::WorkerName;
+
+use super::command::command;
+use super::environment::environment;
+use super::health::health;
+use super::mounts::{PROJECT, mounts};
+use super::network::network;
+use super::paths;
+use super::ports::{Published, ports};
+use super::reader::{Reader, Setting};
+use super::restart::policy;
+use super::size;
+
+/// Keys of a worker.
+pub(crate) const KEYS: &[&str] = &[
+    "root",
+    "image",
+    "path",
+    "command",
+    "cwd",
+    "env",
+    "env_file",
+    "resources",
+    "ports",
+    "mounts",
+    "restart",
+    "vm_restart",
+    "health",
+    "network",
+    "depends_on",
+    "user",
+    "stop_grace",
+    "boot_deadline",
+    "heartbeat_timeout",
+];
+
+/// Keys of `resources:`.
+pub(crate) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids", "open_files", "disk"];
+
+/// Keys that are part of the format, but that this version cannot carry out.
+const NOT_YET: &[(&str, &str)] = &[
+    (
+        "image",
+        "use `root: host`, which shows the guest the host's own /usr",
+    ),
+    (
+        "depends_on",
+        "workers start together: let the worker retry, or its restart policy do so",
+    ),
+];
+
+const MIB: u64 = 1 << 20;
+
+/// Below this the guest's kernel and an empty root alone leave no room for a workload.
+const LEAST_MEMORY: u64 = 64 * MIB;
+const MOST_MEMORY: u64 = 1 << 40;
+/// Above this a microVM of QEMU gains nothing and boots far slower.
+const MOST_CPUS: u64 = 32;
+
+/// Reads one worker. Faults go to the reader; the spec is whole only if there were none.
+pub(crate) fn worker(
+    reader: &mut Reader<'_>,
+    name: WorkerName,
+    setting: &Setting<'_>,
+    taken: &mut Vec<Published>,
+) -> Option<WorkerSpec> {
+    let fields = reader.fields(setting, KEYS)?;
+    for (key, instead) in NOT_YET {
+        if let Some(s) = fields.get(key) {
+            reader.fault_with_remedy(&s, "is not supported yet by this version", *instead);
+        }
+    }
+    let command = match fields.get("command") {
+        Some(s) => command(reader, &s),
+        None => {
+            reader.fault_with_remedy(
+                setting,
+                "has no `command`",
+                "say what runs in the VM, as command: [python3, app.py]",
+            );
+            None
+        }
+    };
+    let mut spec = WorkerSpec::new(name, command.unwrap_or_default());
+    if let Some(s) = fields.get("root") {
+        spec.root = reader
+            .word(&s, &[("host", ())])
+            .map_or(spec.root, |()| RootSpec::Host);
+    }
+    let project = fields.get("path");
+    spec.mounts = mounts(reader, project.as_ref(), fields.get("mounts").as_ref());
+    spec.cwd = match fields.get("cwd") {
+        Some(s) => reader.parsed_expanded(&s, working_directory),
+        None => project.map(|_| PROJECT.to_owned()),
+    };
+    (spec.env, spec.secret_env) = environment(reader, fields.get("env"), fields.get("env_file"));
+    if let Some(s) = fields.get("resources") {
+        spec.resources = resources(reader, &s);
+    }
+    if let Some(s) = fields.get("ports") {
+        spec.ports = ports(reader, &s, taken);
+    }
+    if let Some(s) = fields.get("restart") {
+        spec.restart = policy(reader, &s, spec.restart);
+    }
+    if let Some(s) = fields.get("vm_restart") {
+        spec.vm_restart = policy(reader, &s, spec.vm_restart);
+    }
+    spec.health = fields.get("health").and_then(|s| health(reader, &s));
+    if let Some(s) = fields.get("network") {
+        spec.network = network(reader, &s);
+    }
+    spec.user = fields.get("user").and_then(|s| reader.parsed(&s, user));
+    if let Some(s) = fields.get("stop_grace") {
+        spec.stop_grace = reader.duration(&s).unwrap_or(spec.stop_grace);
+    }
+    if let Some(s) = fields.get("boot_deadline") {
+        spec.boot_deadline = reader.positive_duration(&s).unwrap_or(spec.boot_deadline);
+    }
+    if let Some(s) = fields.get("heartbeat_timeout") {
+        spec.heartbeat_timeout = reader
+            .positive_duration(&s)
+            .unwrap_or(spec.heartbeat_timeout);
+    }
+    Some(spec)
+}
+
+fn resources(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Resources {
+    let mut resources = Resources::default();
+    let Some(fields) = reader.fields(setting, RESOURCES_KEYS) else {
+        return resources;
+    };
+    if let Some(s) = fields.get("cpus")
+        && let Some(cpus) = reader.number(&s, 1, MOST_CPUS)
+    {
+        // Bounded by MOST_CPUS just above.
+        resources.cpus = cpus as u8;
+    }
+    if let Some(s) = fields.get("memory")
+        && let Some(memory) = size_within(reader, &s, LEAST_MEMORY, MOST_MEMORY)
+    {
+        // A VM's memory is counted in whole MiB.
+        resources.memory = memory.next_multiple_of(MIB);
+    }
+    if let Some(s) = fields.get("disk") {
+        resources.disk = size_within(reader, &s, MIB, MOST_MEMORY);
+    }
+    if let Some(s) = fields.get("pids") {
+        resources.pids = reader.number(&s, 1, 1 << 22);
+    }
+    if let Some(s) = fields.get("open_files") {
+        resources.open_files = reader.number(&s, 16, 1 << 20);
+    }
+    resources
+}
+
+fn size_within(
+    reader: &mut Reader<'_>,
+    setting: &Setting<'_>,
+    least: u64,
+    most: u64,
+) -> Option<u64> {
+    let bytes = reader.size(setting)?;
+    if bytes < least || bytes > most {
+        let (bytes, least, most) = (size::format(bytes), size::format(least), size::format(most));
+        reader.fault(setting, format!("{bytes} is outside of {least} to {most}"));
+        return None;
+    }
+    Some(bytes)
+}
+
+fn working_directory(text: &str) -> Result<String, String> {
+    if text == "/" {
+        return Ok(text.to_owned());
+    }
+    paths::guest(text)
+}
+
+/// `name`, `name:group`, `uid` or `uid:gid`.
+fn user(text: &str) -> Result<UserSpec, String> {
+    let help = || format!("{text:?} is not a user: write it as a name, name:group, uid or uid:gid");
+    let (user, group) = match text.split_once(':') {
+        Some((user, group)) => (user, Some(group)),
+        None => (text, None),
+    };
+    let numeric = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    if numeric(user) {
+        let group = group.unwrap_or(user);
+        let uid = user.parse().map_err(|_| help())?;
+        let gid = group.parse().map_err(|_| help())?;
+        // (uid_t)-1 means "no change" to the kernel's calls.
+        if uid == u32::MAX || gid == u32::MAX {
+            return Err(help());
+        }
+        return Ok(UserSpec::Ids { uid, gid });
+    }
+    let name = |s: &str| {
+        !s.is_empty()
+            && s.len() <= 32
+            && s.bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
+    };
+    if !name(user) || !group.is_none_or(name) {
+        return Err(help());
+    }
+    Ok(UserSpec::Named(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users() {
+        let ids = |uid, gid| Ok(UserSpec::Ids { uid, gid });
+        assert_eq!(user("0"), ids(0, 0));
+        assert_eq!(user("1000:100"), ids(1000, 100));
+        assert_eq!(user("nobody"), Ok(UserSpec::Named("nobody".into())));
+        assert_eq!(user("a:b"), Ok(UserSpec::Named("a:b".into())));
+        for text in [
+            "",
+            ":",
+            "a:",
+            "1000:staff",
+            "4294967295",
+            "99999999999",
+            "a b",
+        ] {
+            assert!(user(text).is_err(), "{text}");
+        }
+    }
+}
