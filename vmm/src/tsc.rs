@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn the_frequency_is_ticks_over_time_rounded() {
         let zero = at(1_000, Duration::from_secs(7));
-        let later = |ticks, ms| {
+        let later = |ticks: u64, ms| {
             at(
                 1_000 + ticks,
                 Duration::from_secs(7) + Duration::from_millis(ms),

@@ -1,0 +1,555 @@
+//! QEMU's command line.
+//!
+//! Facts behind it, from QEMU 7.2 with the Linux 6.12 of libkrunfw:
+//! * with `acpi=on` this kernel finds no virtio-mmio device; with `acpi=off` the machine has eight
+//!   transports for them, and QEMU appends a `virtio_mmio.device=` word for each to the kernel's
+//!   command line, which is why nothing of ours may end it with ` -- `;
+//! * `-sandbox on` denies itself nothing that these devices need;
+//! * a chardev `file` writes to a descriptor set only if that was opened write-only, so that a
+//!   console that is a socket becomes a chardev `socket`.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use iii_proto::ids::WorkerName;
+
+use crate::vmm::VmmError;
+
+/// virtio-mmio transports of the machine.
+const SLOTS: usize = 8;
+/// Bytes of the kernel's command line (COMMAND_LINE_SIZE on x86).
+const MAX_COMMAND_LINE: usize = 2048;
+/// Bytes that QEMU appends to it for one device, with some to spare:
+/// ` virtio_mmio.device=512@0xfeb00e00:12`.
+const COMMAND_LINE_PER_DEVICE: usize = 48;
+/// Width of a virtio-fs device's tag.
+const MAX_TAG: usize = 36;
+/// Width of a virtio-blk device's serial number.
+const MAX_SERIAL: usize = 20;
+/// Largest MTU of a virtio-net device.
+const MAX_MTU: u32 = 65_535;
+/// Smallest MTU of an IPv6 link (RFC 8200 §5).
+const MIN_MTU: u32 = 1_280;
+/// Memory below which the kernel and its initramfs do not unpack.
+const MIN_MEMORY_MIB: u32 = 64;
+/// CPUs that the microvm machine takes.
+const MAX_CPUS: u32 = 255;
+
+/// Initialisations of drivers and tables that no worker uses and that take a noticeable part of a
+/// boot under translation.
+const SKIPPED_INITCALLS: &str = "initcall_blacklist=jent_mod_init,cacheinfo_sysfs_init,cpuid_init,\
+    loop_init,dummy_init_module,init_btrfs_fs,init_xfs_fs,init_encrypted,cmos_init,\
+    param_sysfs_builtin_init";
+
+/// What runs the guest's code.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Accelerator {
+    Kvm,
+    Tcg {
+        /// The host counter's frequency, which the guest reads too.
+        tsc_khz: Option<u64>,
+    },
+}
+
+#[derive(Debug)]
+pub(super) enum Console {
+    /// A pipe or file, opened write-only.
+    File(RawFd),
+    /// A connected stream socket.
+    Socket(RawFd),
+}
+
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) fd: RawFd,
+}
+
+#[derive(Debug)]
+pub(super) struct Network {
+    pub(super) fd: RawFd,
+    pub(super) mac: [u8; 6],
+    pub(super) mtu: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Export {
+    pub(super) tag: String,
+    pub(super) fd: RawFd,
+}
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) fd: RawFd,
+    pub(super) serial: String,
+    pub(super) read_only: bool,
+}
+
+/// A launch whose descriptors have their numbers in QEMU's process.
+#[derive(Debug)]
+pub(super) struct Machine {
+    pub(super) worker: WorkerName,
+    pub(super) accelerator: Accelerator,
+    pub(super) cpus: u32,
+    pub(super) memory_mib: u32,
+    pub(super) kernel: PathBuf,
+    pub(super) initrd: RawFd,
+    pub(super) console: Console,
+    pub(super) ports: Vec<Port>,
+    pub(super) network: Option<Network>,
+    pub(super) exports: Vec<Export>,
+    pub(super) disks: Vec<Disk>,
+    pub(super) kernel_words: Vec<String>,
+}
+
+/// Arguments under construction.
+#[derive(Default)]
+struct Arguments(Vec<OsString>);
+
+impl Arguments {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+
+    fn option(&mut self, option: &str, value: impl Into<OsString>) {
+        self.flag(option);
+        self.0.push(value.into());
+    }
+}
+
+impl Machine {
+    /// The whole command line, without the program's name.
+    pub(super) fn arguments(&self) -> Result<Vec<OsString>, VmmError> {
+        self.check()?;
+        let mut all = Arguments::default();
+        all.option("-name", self.worker.as_str());
+        all.flag("-nodefaults");
+        all.flag("-no-user-config");
+        // The guest ends itself by a reboot.
+        all.flag("-no-reboot");
+        all.option("-display", "none");
+        all.option(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        );
+        let (accelerator, cpu) = match self.accelerator {
+            Accelerator::Kvm => ("kvm", "host"),
+            // Nested virtualisation would only be translated once more.
+            Accelerator::Tcg { .. } => ("tcg", "max,-svm"),
+        };
+        all.option(
+            "-machine",
+            format!("microvm,accel={accelerator},acpi=off,memory-backend=memory"),
+        );
+        all.option("-cpu", cpu);
+        all.option("-smp", self.cpus.to_string());
+        all.option("-m", format!("{}M", self.memory_mib));
+        // Shared with the vhost-user server; a memfd is sealed by default, so that nobody can
+        // truncate it under the server.
+        all.option(
+            "-object",
+            format!(
+                "memory-backend-memfd,id=memory,size={}M,share=on",
+                self.memory_mib
+            ),
+        );
+        all.option("-kernel", &self.kernel);
+        all.option("-initrd", format!("/proc/self/fd/{}", self.initrd));
+        all.option("-append", self.command_line()?);
+
+        // A console's chardev and port 0 come first: the kernel takes the first for hvc0.
+        all.option("-device", "virtio-serial-device");
+        match self.console {
+            Console::File(fd) => {
+                all.option("-add-fd", format!("fd={fd},set=1"));
+                all.option("-chardev", "file,id=console,path=/dev/fdset/1");
+            }
+            Console::Socket(fd) => all.option("-chardev", format!("socket,id=console,fd={fd}")),
+        }
+        all.option("-device", "virtconsole,chardev=console");
+        for (n, port) in self.ports.iter().enumerate() {
+            all.option("-chardev", format!("socket,id=port{n},fd={}", port.fd));
+            all.option(
+                "-device",
+                format!("virtserialport,chardev=port{n},name={}", port.name),
+            );
+        }
+        if let Some(network) = &self.network {
+            all.option(
+                "-netdev",
+                format!("dgram,id=network,local.type=fd,local.str={}", network.fd),
+            );
+            let [a, b, c, d, e, f] = network.mac;
+            all.option(
+                "-device",
+                format!(
+                    "virtio-net-device,netdev=network,host_mtu={},\
+                     mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}",
+                    network.mtu
+                ),
+            );
+        }
+        for (n, export) in self.exports.iter().enumerate() {
+            all.option("-chardev", format!("socket,id=export{n},fd={}", export.fd));
+            all.option(
+                "-device",
+                format!("vhost-user-fs-device,chardev=export{n},tag={}", export.tag),
+            );
+        }
+        for (n, disk) in self.disks.iter().enumerate() {
+            // Set 1 is the console's.
+            let set = n + 2;
+            let read_only = if disk.read_only { "on" } else { "off" };
+            all.option("-add-fd", format!("fd={},set={set}", disk.fd));
+            all.option(
+                "-blockdev",
+                format!(
+                    "driver=raw,node-name=disk{n},read-only={read_only},discard=unmap,\
+                     file.driver=file,file.filename=/dev/fdset/{set},file.locking=off,\
+                     file.read-only={read_only},file.discard=unmap"
+                ),
+            );
+            all.option(
+                "-device",
+                format!("virtio-blk-device,drive=disk{n},serial={}", disk.serial),
+            );
+        }
+        Ok(all.0)
+    }
+
+    fn command_line(&self) -> Result<String, VmmError> {
+        let mut line = String::from("console=hvc0 panic=-1 reboot=t quiet ");
+        line.push_str(SKIPPED_INITCALLS);
+        match self.accelerator {
+            Accelerator::Kvm => {}
+            Accelerator::Tcg { tsc_khz } => {
+                line.push_str(" noreplace-smp");
+                if self.cpus == 1 {
+                    line.push_str(" nolapic_timer");
+                }
+                if let Some(khz) = tsc_khz {
+                    write!(line, " tsc_early_khz={khz} tsc=reliable")
+                        .map_err(|_| self.invalid("its kernel command line is too long"))?;
+                }
+            }
+        }
+        for word in &self.kernel_words {
+            line.push(' ');
+            line.push_str(word);
+        }
+        let room = MAX_COMMAND_LINE - COMMAND_LINE_PER_DEVICE * self.devices();
+        if line.len() >= room {
+            return Err(self.invalid(format!(
+                "its kernel command line has {} bytes, there is room for {}",
+                line.len(),
+                room - 1
+            )));
+        }
+        Ok(line)
+    }
+
+    fn devices(&self) -> usize {
+        1 + usize::from(self.network.is_some()) + self.exports.len() + self.disks.len()
+    }
+
+    fn invalid(&self, reason: impl Into<String>) -> VmmError {
+        VmmError::Invalid {
+            worker: self.worker.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    fn check(&self) -> Result<(), VmmError> {
+        if self.devices() > SLOTS {
+            let names = |items: Vec<&str>| items.join(", ");
+            let mut used = String::from("1 by the ports");
+            if self.network.is_some() {
+                used.push_str(", 1 by the network");
+            }
+            let tags = names(self.exports.iter().map(|e| e.tag.as_str()).collect());
+            let serials = names(self.disks.iter().map(|d| d.serial.as_str()).collect());
+            for (kind, count, which) in [
+                ("exports", self.exports.len(), tags),
+                ("disks", self.disks.len(), serials),
+            ] {
+                if count > 0 {
+                    used.push_str(&format!(", {count} by {kind} ({which})"));
+                }
+            }
+            return Err(VmmError::TooManyDevices {
+                worker: self.worker.clone(),
+                slots: SLOTS,
+                used,
+            });
+        }
+        let fault = |reason: String| Err(self.invalid(reason));
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return fault(format!("{} CPUs; it takes 1 to {MAX_CPUS}", self.cpus));
+        }
+        if self.memory_mib < MIN_MEMORY_MIB {
+            return fault(format!(
+                "{} MiB of memory; a guest needs at least {MIN_MEMORY_MIB}",
+                self.memory_mib
+            ));
+        }
+        if !self.kernel.is_absolute() {
+            return fault(format!(
+                "the kernel {:?} is not an absolute path",
+                self.kernel
+            ));
+        }
+        if let Some(network) = &self.network
+            && !(MIN_MTU..=MAX_MTU).contains(&network.mtu)
+        {
+            return fault(format!(
+                "an MTU of {}; it takes {MIN_MTU} to {MAX_MTU}",
+                network.mtu
+            ));
+        }
+        // These go into lists with commas, which QEMU splits.
+        let names = (self
+            .ports
+            .iter()
+            .map(|p| ("port", p.name.as_str(), usize::MAX)))
+        .chain(
+            self.exports
+                .iter()
+                .map(|e| ("export tag", e.tag.as_str(), MAX_TAG)),
+        )
+        .chain(
+            self.disks
+                .iter()
+                .map(|d| ("disk serial", d.serial.as_str(), MAX_SERIAL)),
+        );
+        for (kind, name, most) in names {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if name.is_empty() || name.len() > most || !name.chars().all(plain) {
+                return fault(format!(
+                    "the {kind} {name:?} is empty, too long, or holds other characters than \
+                     letters, digits, '.', '_' and '-'"
+                ));
+            }
+        }
+        for word in &self.kernel_words {
+            let whole = word.chars().all(|c| c.is_ascii_graphic());
+            if word.is_empty() || word == "--" || !whole {
+                return fault(format!(
+                    "{word:?} is no single word of a kernel command line"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine() -> Machine {
+        Machine {
+            worker: WorkerName::new("api").unwrap(),
+            accelerator: Accelerator::Tcg {
+                tsc_khz: Some(2_400_000),
+            },
+            cpus: 1,
+            memory_mib: 256,
+            kernel: "/k/vmlinux".into(),
+            initrd: 4,
+            console: Console::File(3),
+            ports: Vec::new(),
+            network: None,
+            exports: Vec::new(),
+            disks: Vec::new(),
+            kernel_words: Vec::new(),
+        }
+    }
+
+    fn export(tag: &str) -> Export {
+        Export {
+            tag: tag.into(),
+            fd: 20,
+        }
+    }
+
+    fn lines(machine: &Machine) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        for argument in machine.arguments().unwrap() {
+            let argument = argument.into_string().unwrap();
+            match lines.last_mut() {
+                Some(last) if !argument.starts_with('-') => {
+                    last.push(' ');
+                    last.push_str(&argument);
+                }
+                _ => lines.push(argument),
+            }
+        }
+        lines
+    }
+
+    #[test]
+    fn golden_command_line_with_every_device() {
+        let machine = Machine {
+            ports: vec![
+                Port {
+                    name: "iii.control".into(),
+                    fd: 5,
+                },
+                Port {
+                    name: "iii.log".into(),
+                    fd: 6,
+                },
+            ],
+            network: Some(Network {
+                fd: 7,
+                mac: [2, 0, 0, 0, 0, 0x2a],
+                mtu: 65_520,
+            }),
+            exports: vec![Export {
+                tag: "usr".into(),
+                fd: 8,
+            }],
+            disks: vec![
+                Disk {
+                    fd: 9,
+                    serial: "upper".into(),
+                    read_only: false,
+                },
+                Disk {
+                    fd: 10,
+                    serial: "root".into(),
+                    read_only: true,
+                },
+            ],
+            kernel_words: vec!["loglevel=7".into()],
+            ..machine()
+        };
+        let expected = "\
+-name api
+-nodefaults
+-no-user-config
+-no-reboot
+-display none
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-machine microvm,accel=tcg,acpi=off,memory-backend=memory
+-cpu max,-svm
+-smp 1
+-m 256M
+-object memory-backend-memfd,id=memory,size=256M,share=on
+-kernel /k/vmlinux
+-initrd /proc/self/fd/4
+-append console=hvc0 panic=-1 reboot=t quiet initcall_blacklist=jent_mod_init,cacheinfo_sysfs_init,cpuid_init,loop_init,dummy_init_module,init_btrfs_fs,init_xfs_fs,init_encrypted,cmos_init,param_sysfs_builtin_init noreplace-smp nolapic_timer tsc_early_khz=2400000 tsc=reliable loglevel=7
+-device virtio-serial-device
+-add-fd fd=3,set=1
+-chardev file,id=console,path=/dev/fdset/1
+-device virtconsole,chardev=console
+-chardev socket,id=port0,fd=5
+-device virtserialport,chardev=port0,name=iii.control
+-chardev socket,id=port1,fd=6
+-device virtserialport,chardev=port1,name=iii.log
+-netdev dgram,id=network,local.type=fd,local.str=7
+-device virtio-net-device,netdev=network,host_mtu=65520,mac=02:00:00:00:00:2a
+-chardev socket,id=export0,fd=8
+-device vhost-user-fs-device,chardev=export0,tag=usr
+-add-fd fd=9,set=2
+-blockdev driver=raw,node-name=disk0,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/2,file.locking=off,file.read-only=off,file.discard=unmap
+-device virtio-blk-device,drive=disk0,serial=upper
+-add-fd fd=10,set=3
+-blockdev driver=raw,node-name=disk1,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/3,file.locking=off,file.read-only=on,file.discard=unmap
+-device virtio-blk-device,drive=disk1,serial=root";
+        assert_eq!(lines(&machine).join("\n"), expected);
+    }
+
+    #[test]
+    fn kernel_words_follow_accelerator_and_cpus() {
+        let line = |accelerator, cpus| {
+            let machine = Machine {
+                accelerator,
+                cpus,
+                ..machine()
+            };
+            machine.command_line().unwrap()
+        };
+        let smp = line(Accelerator::Tcg { tsc_khz: Some(5) }, 2);
+        assert!(!smp.contains("nolapic_timer") && smp.contains("tsc_early_khz=5 tsc=reliable"));
+        let no_counter = line(Accelerator::Tcg { tsc_khz: None }, 1);
+        assert!(no_counter.contains("nolapic_timer") && !no_counter.contains("tsc"));
+        let kvm = line(Accelerator::Kvm, 1);
+        assert!(!kvm.contains("noreplace-smp") && !kvm.contains("nolapic_timer"));
+        assert!(!kvm.contains("tsc"));
+    }
+
+    #[test]
+    fn under_kvm_the_host_cpu_is_shown_and_a_socket_console_is_a_socket() {
+        let lines = lines(&Machine {
+            accelerator: Accelerator::Kvm,
+            console: Console::Socket(3),
+            ..machine()
+        });
+        assert!(lines.contains(&"-cpu host".into()));
+        assert!(
+            lines
+                .iter()
+                .any(|l| l.starts_with("-machine microvm,accel=kvm,"))
+        );
+        assert!(lines.contains(&"-chardev socket,id=console,fd=3".into()));
+    }
+
+    #[test]
+    fn too_many_devices_are_named() {
+        let mut machine = Machine {
+            network: Some(Network {
+                fd: 7,
+                mac: [2; 6],
+                mtu: 1500,
+            }),
+            exports: (0..5).map(|n| export(&format!("e{n}"))).collect(),
+            disks: vec![Disk {
+                fd: 9,
+                serial: "upper".into(),
+                read_only: false,
+            }],
+            ..machine()
+        };
+        machine.arguments().unwrap();
+        machine.exports.push(export("last"));
+        let error = machine.arguments().unwrap_err();
+        assert!(matches!(error, VmmError::TooManyDevices { slots: 8, .. }));
+        assert!(
+            error.to_string().contains(
+                "1 by the ports, 1 by the network, 6 by exports (e0, e1, e2, e3, e4, last), \
+                 1 by disks (upper)"
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn values_that_qemu_or_the_kernel_would_read_otherwise_are_refused() {
+        let fault = |change: &dyn Fn(&mut Machine)| {
+            let mut machine = machine();
+            change(&mut machine);
+            match machine.arguments() {
+                Err(VmmError::Invalid { worker, reason }) => {
+                    assert_eq!(worker.as_str(), "api");
+                    reason
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        for tag in ["", "a,b", "a b", &"x".repeat(MAX_TAG + 1)] {
+            fault(&|m| m.exports = vec![export(tag)]);
+        }
+        for word in ["", "--", "a b", "a\n"] {
+            fault(&|m| m.kernel_words = vec![word.into()]);
+        }
+        fault(&|m| m.cpus = 0);
+        fault(&|m| m.cpus = 256);
+        fault(&|m| m.memory_mib = 63);
+        fault(&|m| m.kernel = "vmlinux".into());
+        let long = fault(&|m| m.kernel_words = vec!["x".repeat(MAX_COMMAND_LINE)]);
+        assert!(long.contains("there is room for"), "{long}");
+    }
+}
