@@ -1,1 +1,23 @@
-//! iii-image
+//! Root filesystems: what a worker's guest sees as its `/`.
+//!
+//! * [`HostRoot`] is the host's own toolchain as a root: `/usr` as a read-only export, and a
+//!   [`skeleton`] of generated and copied files around it, which travels in the boot medium;
+//! * [`command`] finds out, before a VM is started, what a worker's command will be in the guest.
+//!
+//! May depend on: `iii-proto`. Must never be in it: kernels and boot media (`iii-firmware`),
+//! anything that serves files to a guest (`iii-vfs`), an async runtime.
+//!
+//! Nothing of the host but `/usr` and the listed parts of `/etc` gets into a guest: no user names,
+//! no `/home`, `/root` or `/var`, no private keys, nothing that is not world-readable.
+#![deny(unsafe_code)]
+
+pub mod command;
+mod etc;
+mod generated;
+pub mod host_root;
+mod paths;
+pub mod skeleton;
+
+pub use command::{CommandError, CommandLookup, MountView, ResolvedCommand};
+pub use host_root::{HostRoot, HostRootError, RootExport};
+pub use skeleton::{EntryKind, SkeletonEntry};
