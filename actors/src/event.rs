@@ -177,6 +177,11 @@ pub enum EventKind {
         /// Restarts of this actor so far.
         restarts: u64,
     },
+    /// The worker's own supervisor panicked; it is replaced, and the VM with it.
+    WorkerSupervisorFailed {
+        /// Why.
+        cause: String,
+    },
     /// The worker's workload is complete and its policy does not restart it.
     WorkerDone {
         /// How it ended.

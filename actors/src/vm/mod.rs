@@ -1,2 +1,463 @@
-//! One VM and the actor that owns it.
+//! VmActor: owns one VM's process and talks to its vm-init.
+//!
+//! * [`lifecycle`] decides; this file does what it says.
+//! * [`ports`] reads what comes out of the VM.
+
 pub mod lifecycle;
+mod ports;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use actix::prelude::*;
+use iii_firmware::initramfs;
+use iii_net::config::{DEFAULT_MTU, GUEST_MAC};
+use iii_proto::codec::encode_frame;
+use iii_proto::control::{GuestFault, GuestMessage, HostMessage};
+use iii_proto::ids::BootId;
+use iii_proto::restart::Exit;
+use iii_proto::{CONTROL_PORT, LOG_PORT};
+use iii_vfs::launch::VhostDevice;
+use iii_vmm::process::{ChildExit, KillOnDrop};
+use iii_vmm::vmm::{VmExport, VmLaunch, VmNetwork, VmPort};
+use nix::sys::signal::Signal;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use self::lifecycle::{Effect, Times, VmEnd, VmInput, VmLifecycle};
+use self::ports::{ConsoleTail, Port};
+use crate::death_watch::DeathGuard;
+use crate::event::{ActorKind, EventKind};
+use crate::fs::{FsActor, Serve};
+use crate::messages::{Halt, InjectPanic, OnUp};
+use crate::plan::{Environment, WorkerPlan};
+use crate::processes::Processes;
+use crate::tree::ChildEnd;
+
+/// One boot of one worker.
+pub(crate) struct VmActor {
+    env: Environment,
+    plan: Arc<WorkerPlan>,
+    processes: Processes,
+    boot: BootId,
+    boots: u64,
+    link: Option<OwnedFd>,
+    fs: Addr<FsActor>,
+    lifecycle: VmLifecycle,
+    timer: Option<SpawnHandle>,
+    to_guest: Option<mpsc::UnboundedSender<Vec<u8>>>,
+    process: Option<KillOnDrop>,
+    console: ConsoleTail,
+    open_ports: u32,
+    on_up: Option<OnUp>,
+    // Last: the parent is told when all else is released.
+    guard: DeathGuard,
+}
+
+/// What a VmActor is made of.
+pub(crate) struct VmActorParts {
+    pub(crate) env: Environment,
+    pub(crate) plan: Arc<WorkerPlan>,
+    pub(crate) processes: Processes,
+    pub(crate) boot: BootId,
+    /// 1 for the worker's first VM.
+    pub(crate) boots: u64,
+    /// The VMM's end of the network link.
+    pub(crate) link: Option<OwnedFd>,
+    pub(crate) fs: Addr<FsActor>,
+    pub(crate) on_up: OnUp,
+    pub(crate) guard: DeathGuard,
+}
+
+impl VmActor {
+    pub(crate) fn new(parts: VmActorParts) -> Self {
+        let spec = &parts.plan.spec;
+        let times = Times::new(spec.boot_deadline, spec.heartbeat_timeout);
+        Self {
+            lifecycle: VmLifecycle::new(parts.boot, times),
+            env: parts.env,
+            plan: parts.plan,
+            processes: parts.processes,
+            boot: parts.boot,
+            boots: parts.boots,
+            link: parts.link,
+            fs: parts.fs,
+            timer: None,
+            to_guest: None,
+            process: None,
+            console: ConsoleTail::default(),
+            open_ports: 0,
+            on_up: Some(parts.on_up),
+            guard: parts.guard,
+        }
+    }
+
+    fn emit(&self, kind: EventKind) {
+        self.env
+            .bus
+            .emit(Some(&self.plan.spec.name), Some(self.boot), kind);
+    }
+
+    fn on(&mut self, input: VmInput, ctx: &mut Context<Self>) {
+        let now = self.env.bus.now();
+        for effect in self.lifecycle.on(input, now, unix_ns()) {
+            self.perform(effect, ctx);
+        }
+        self.set_timer(now, ctx);
+    }
+
+    fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
+        match effect {
+            Effect::Emit(kind) => self.emit(kind),
+            Effect::Send(message) => self.send(&message),
+            Effect::Kill => {
+                if let Some(process) = &self.process
+                    && let Err(error) = process.0.kill(Signal::SIGKILL)
+                {
+                    tracing::error!(boot = %self.boot, %error, "failed to kill the VMM");
+                }
+            }
+            // The readers go on to the end of their ports by themselves.
+            Effect::Drain => self.check_drained(ctx),
+            Effect::Finish(end) => self.finish(end, ctx),
+        }
+    }
+
+    fn set_timer(&mut self, now: Duration, ctx: &mut Context<Self>) {
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if let Some(at) = self.lifecycle.wake_at() {
+            let delay = at.saturating_sub(now);
+            self.timer = Some(ctx.run_later(delay, |actor, ctx| {
+                actor.timer = None;
+                actor.on(VmInput::Tick, ctx);
+            }));
+        }
+    }
+
+    fn send(&mut self, message: &HostMessage) {
+        let Some(to_guest) = &self.to_guest else {
+            return;
+        };
+        match encode_frame(message) {
+            Ok(frame) => {
+                // The writer ends with the port, and the port with the VMM, which is noticed.
+                if to_guest.send(frame).is_err() {
+                    tracing::debug!(boot = %self.boot, "the control port is closed");
+                }
+            }
+            Err(error) => tracing::error!(boot = %self.boot, %error, "failed to tell the guest"),
+        }
+    }
+
+    fn finish(&mut self, end: VmEnd, ctx: &mut Context<Self>) {
+        let end = match end {
+            VmEnd::Stopped => {
+                self.emit(EventKind::VmStopped);
+                ChildEnd::Stopped
+            }
+            VmEnd::Done(exit) => {
+                self.emit(EventKind::VmStopped);
+                ChildEnd::Done(exit)
+            }
+            VmEnd::Failed(failure) => {
+                let cause = match self.console.panic_line() {
+                    Some(line) => format!("{}: {line}", failure.cause),
+                    None => failure.cause,
+                };
+                self.emit(EventKind::VmCrashed {
+                    cause: cause.clone(),
+                    exit: failure.exit,
+                    last_stage: failure.last_stage,
+                    console_tail: self.console.text(),
+                });
+                ChildEnd::Failed(Exit::Fault { cause })
+            }
+        };
+        self.guard.set(end);
+        ctx.stop();
+    }
+
+    fn launch(&mut self, devices: Vec<VhostDevice>, ctx: &mut Context<Self>) {
+        match self.try_launch(devices, ctx) {
+            Ok(()) => {
+                if let Some(up) = self.on_up.take() {
+                    up();
+                }
+                self.on(VmInput::Spawned, ctx);
+            }
+            Err(cause) => self.on(VmInput::SpawnFailed { cause }, ctx),
+        }
+    }
+
+    fn try_launch(
+        &mut self,
+        devices: Vec<VhostDevice>,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), String> {
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        let socket = |e: std::io::Error| format!("failed to make a port: {e}");
+        let initrd = self.initrd()?;
+        let (console, vmm_console) = StdUnixStream::pair().map_err(socket)?;
+        let (control, vmm_control) = StdUnixStream::pair().map_err(socket)?;
+        let (log, vmm_log) = StdUnixStream::pair().map_err(socket)?;
+        let spec = &self.plan.spec;
+        let launch = VmLaunch {
+            worker: spec.name.clone(),
+            boot_id: self.boot,
+            cpus: u32::from(spec.resources.cpus),
+            memory_mib: u32::try_from(spec.resources.memory >> 20).unwrap_or(u32::MAX),
+            kernel: self.plan.kernel.clone(),
+            initrd,
+            console: vmm_console.into(),
+            ports: vec![
+                VmPort {
+                    name: CONTROL_PORT.into(),
+                    fd: vmm_control.into(),
+                },
+                VmPort {
+                    name: LOG_PORT.into(),
+                    fd: vmm_log.into(),
+                },
+            ],
+            network: self.link.take().map(|fd| VmNetwork {
+                fd,
+                mac: GUEST_MAC,
+                mtu: u32::from(DEFAULT_MTU),
+            }),
+            exports: devices
+                .into_iter()
+                .map(|d| VmExport {
+                    tag: d.tag,
+                    fd: d.stream,
+                })
+                .collect(),
+            disks: Vec::new(),
+            kernel_words: Vec::new(),
+        };
+        let command = self.env.vmm.command(launch).map_err(|e| text(&e))?;
+        let ended = ctx.address();
+        let process = self
+            .processes
+            .spawn(
+                &self.env.spawner,
+                &self.env.places,
+                ActorKind::Vm,
+                command,
+                move |exit| {
+                    ended.do_send(VmmExited(exit));
+                },
+            )
+            .map_err(|e| text(&e))?;
+        self.emit(EventKind::VmStarted {
+            vmm: self.env.vmm_info.name.into(),
+            accel: self.env.vmm_info.acceleration.to_string(),
+            pid: u32::try_from(process.pid()).unwrap_or(0),
+            boots: self.boots,
+        });
+        self.process = Some(KillOnDrop(process));
+        self.listen(console, control, log, ctx).map_err(socket)
+    }
+
+    fn initrd(&self) -> Result<OwnedFd, String> {
+        let mut entropy = [0; 32];
+        getrandom::fill(&mut entropy).map_err(|e| format!("failed to draw entropy: {e}"))?;
+        let spec = self.plan.guest_spec(self.boot, unix_ns(), entropy);
+        let segment = initramfs::boot_segment(&spec).map_err(|e| e.to_string())?;
+        initramfs::sealed(&[&self.plan.initramfs, &segment])
+            .map_err(|e| format!("failed to make the initramfs: {e}"))
+    }
+
+    fn listen(
+        &mut self,
+        console: StdUnixStream,
+        control: StdUnixStream,
+        log: StdUnixStream,
+        ctx: &mut Context<Self>,
+    ) -> std::io::Result<()> {
+        let stream = |s: StdUnixStream| {
+            s.set_nonblocking(true)?;
+            UnixStream::from_std(s)
+        };
+        let (from_guest, into_guest) = stream(control)?.into_split();
+        let (frames, queued) = mpsc::unbounded_channel();
+        self.to_guest = Some(frames.clone());
+        ctx.spawn(ports::write(into_guest, queued).into_actor(self));
+        ctx.add_stream(ports::messages(from_guest));
+        let tail = self.console.clone();
+        ctx.spawn(
+            ports::read_console(stream(console)?, tail)
+                .into_actor(self)
+                .map(|(), actor, ctx| actor.port_closed(Port::Console, None, ctx)),
+        );
+        // A task of its own: if the reader of the logs is slow, what the VM wrote is still handed
+        // on after this actor's end.
+        let worker = self.plan.spec.name.clone();
+        let logs = self.env.logs.clone();
+        let reading = ports::read_log(stream(log)?, worker, self.boot, logs, frames);
+        let reading = actix_rt::spawn(reading);
+        ctx.spawn(
+            async move { reading.await }
+                .into_actor(self)
+                .map(|result, actor, ctx| {
+                    let broken = match result {
+                        Ok(broken) => broken,
+                        Err(error) => Some(format!("the log's reader ended: {error}")),
+                    };
+                    actor.port_closed(Port::Log, broken, ctx);
+                }),
+        );
+        self.open_ports = 3;
+        Ok(())
+    }
+
+    fn port_closed(&mut self, port: Port, broken: Option<String>, ctx: &mut Context<Self>) {
+        self.open_ports = self.open_ports.saturating_sub(1);
+        let cause = broken.map(|cause| {
+            tracing::warn!(boot = %self.boot, ?port, cause, "the guest broke a port");
+            format!("the guest broke its {port} port: {cause}")
+        });
+        match port {
+            Port::Control => self.on(VmInput::PortBroken { cause }, ctx),
+            // A log that is closed without a fault is noticed by the VMM's end.
+            Port::Log if cause.is_some() => self.on(VmInput::PortBroken { cause }, ctx),
+            Port::Log | Port::Console => {}
+        }
+        self.check_drained(ctx);
+    }
+
+    fn check_drained(&mut self, ctx: &mut Context<Self>) {
+        if self.open_ports == 0 && self.lifecycle.state() == lifecycle::State::Draining {
+            // Not from within an effect: the table is not reentrant.
+            ctx.notify(Drained);
+        }
+    }
+}
+
+fn unix_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        // A host clock before 1970 tells the guest 1970; past 2554 it stands still.
+        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+}
+
+impl Actor for VmActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let serve = self.fs.send(Serve { boot: self.boot });
+        ctx.spawn(
+            serve
+                .into_actor(self)
+                .map(|answer, actor, ctx| match answer {
+                    Ok(Ok(devices)) => actor.launch(devices, ctx),
+                    Ok(Err(cause)) => actor.on(VmInput::SpawnFailed { cause }, ctx),
+                    Err(_) => {
+                        let cause = "FsActor ended before it could serve".into();
+                        actor.on(VmInput::SpawnFailed { cause }, ctx);
+                    }
+                }),
+        );
+    }
+}
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct VmmExited(ChildExit);
+
+impl Handler<VmmExited> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, VmmExited(exit): VmmExited, ctx: &mut Self::Context) {
+        self.on(
+            VmInput::Exited {
+                exit: exit.to_string(),
+            },
+            ctx,
+        );
+    }
+}
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct Drained;
+
+impl Handler<Drained> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Drained, ctx: &mut Self::Context) {
+        self.on(VmInput::Drained, ctx);
+    }
+}
+
+impl StreamHandler<Result<GuestMessage, String>> for VmActor {
+    fn handle(&mut self, item: Result<GuestMessage, String>, ctx: &mut Self::Context) {
+        match item {
+            Ok(message) => self.on(VmInput::Guest(message), ctx),
+            Err(cause) => self.on(VmInput::PortBroken { cause: Some(cause) }, ctx),
+        }
+    }
+
+    fn finished(&mut self, ctx: &mut Self::Context) {
+        self.port_closed(Port::Control, None, ctx);
+    }
+}
+
+/// Something for the guest, past the table: it changes nothing of the VM's state.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) enum Tell {
+    /// Give inodes back.
+    DropCaches,
+    /// Hurt the guest.
+    Fault(GuestFault),
+}
+
+impl Handler<Tell> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, tell: Tell, _: &mut Self::Context) {
+        self.send(&match tell {
+            Tell::DropCaches => HostMessage::DropCaches,
+            Tell::Fault(fault) => HostMessage::Fault(fault),
+        });
+    }
+}
+
+/// Kills the VMM, so that its repair can be seen.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct InjectVmmDeath;
+
+impl Handler<InjectVmmDeath> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, _: InjectVmmDeath, ctx: &mut Self::Context) {
+        self.perform(Effect::Kill, ctx);
+    }
+}
+
+impl Handler<Halt> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, halt: Halt, ctx: &mut Self::Context) {
+        let grace = self.plan.spec.stop_grace;
+        let input = if halt.urgent {
+            VmInput::Kill
+        } else {
+            VmInput::Stop { grace }
+        };
+        self.on(input, ctx);
+    }
+}
+
+impl Handler<InjectPanic> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, _: InjectPanic, _: &mut Self::Context) {
+        panic!("injected fault");
+    }
+}

@@ -1,0 +1,313 @@
+//! FsActor: owns the process `iii-vfs`, one life of it for every life of the VM.
+//!
+//! A VMM cannot be attached to a restarted file server: the guest's callers would hang for good.
+//! So the death of `iii-vfs` under a running VM is this actor's failure, and the VM, which requires
+//! it, is restarted with it. `iii-vfs` itself ends with exit code 0 when its VMM is gone.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use iii_proto::codec::FrameReader;
+use iii_proto::ids::BootId;
+use iii_proto::restart::Exit;
+use iii_proto::vfs::VfsEvent;
+use iii_vfs::launch::{VfsLaunch, VhostDevice};
+use iii_vmm::process::{ChildExit, ChildSpec, KillOnDrop};
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+use crate::death_watch::DeathGuard;
+use crate::event::{ActorKind, EventKind};
+use crate::messages::{Halt, InjectPanic, OnUp};
+use crate::plan::{Environment, WorkerPlan};
+use crate::processes::Processes;
+use crate::tree::ChildEnd;
+
+/// Told when the guest should give inodes back.
+pub(crate) type OnPressure = Arc<dyn Fn() + Send + Sync>;
+
+pub(crate) struct FsActor {
+    env: Environment,
+    plan: Arc<WorkerPlan>,
+    processes: Processes,
+    server: Option<Server>,
+    on_pressure: OnPressure,
+    on_up: Option<OnUp>,
+    /// Kinds of refusal already told: once each, however often a guest tries.
+    told: BTreeMap<String, u64>,
+    // Last: the parent is told when all else is released.
+    guard: DeathGuard,
+}
+
+struct Server {
+    boot: BootId,
+    process: KillOnDrop,
+    fatal: Option<String>,
+}
+
+impl FsActor {
+    pub(crate) fn new(
+        env: Environment,
+        plan: Arc<WorkerPlan>,
+        processes: Processes,
+        on_pressure: OnPressure,
+        on_up: OnUp,
+        guard: DeathGuard,
+    ) -> Self {
+        Self {
+            env,
+            plan,
+            processes,
+            server: None,
+            on_pressure,
+            on_up: Some(on_up),
+            told: BTreeMap::new(),
+            guard,
+        }
+    }
+
+    fn fail(&mut self, cause: String, ctx: &mut Context<Self>) {
+        self.guard.set(ChildEnd::Failed(Exit::Fault { cause }));
+        ctx.stop();
+    }
+
+    fn spawn(
+        &mut self,
+        SpawnServer {
+            boot,
+            args,
+            inherited,
+            events,
+        }: SpawnServer,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), String> {
+        let worker = self.plan.spec.name.as_str();
+        let mut spec = ChildSpec::new(self.env.vfs_program.clone(), format!("{worker}/vfs"));
+        spec.args = args;
+        spec.inherit = inherited;
+        let ended = ctx.address();
+        let process = self
+            .processes
+            .spawn(
+                &self.env.spawner,
+                &self.env.places,
+                ActorKind::Fs,
+                spec,
+                move |exit| {
+                    ended.do_send(ServerExited { boot, exit });
+                },
+            )
+            .map_err(|e| e.to_string())?;
+        self.server = Some(Server {
+            boot,
+            process: KillOnDrop(process),
+            fatal: None,
+        });
+        self.listen(boot, events, ctx)
+            .map_err(|e| format!("failed to listen to iii-vfs: {e}"))
+    }
+
+    fn listen(
+        &mut self,
+        boot: BootId,
+        events: StdUnixStream,
+        ctx: &mut Context<Self>,
+    ) -> std::io::Result<()> {
+        events.set_nonblocking(true)?;
+        let mut events = UnixStream::from_std(events)?;
+        let address = ctx.address();
+        ctx.spawn(
+            async move {
+                let mut reader = FrameReader::new();
+                let mut buffer = vec![0; 4096];
+                loop {
+                    let n = match events.read(&mut buffer).await {
+                        // The end of the process, which the spawner reports.
+                        Ok(0) | Err(_) => return,
+                        Ok(n) => n,
+                    };
+                    reader.feed(&buffer[..n]);
+                    loop {
+                        match reader.next::<VfsEvent>() {
+                            Ok(Some(event)) => address.do_send(ServerSays { boot, event }),
+                            Ok(None) => break,
+                            Err(error) => {
+                                tracing::warn!(%error, "iii-vfs sent what is no event");
+                                return;
+                            }
+                        }
+                    }
+                }
+            }
+            .into_actor(self),
+        );
+        Ok(())
+    }
+}
+
+impl Actor for FsActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        if let Some(up) = self.on_up.take() {
+            up();
+        }
+    }
+}
+
+/// Start a server for this boot; answers with the VMM's ends of its devices.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Vec<VhostDevice>, String>")]
+pub(crate) struct Serve {
+    pub(crate) boot: BootId,
+}
+
+impl Handler<Serve> for FsActor {
+    type Result = Result<Vec<VhostDevice>, String>;
+
+    fn handle(&mut self, Serve { boot }: Serve, ctx: &mut Self::Context) -> Self::Result {
+        if self.plan.exports.is_empty() {
+            return Ok(Vec::new());
+        }
+        let worker = self.plan.spec.name.as_str();
+        let launch =
+            VfsLaunch::prepare(worker, self.plan.exports.clone()).map_err(|e| e.to_string())?;
+        // The connections are in the listeners' backlogs already: the VMM can be started while
+        // the server is.
+        ctx.notify(SpawnServer {
+            boot,
+            args: launch.args,
+            inherited: launch.inherited,
+            events: launch.events,
+        });
+        Ok(launch.devices)
+    }
+}
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct SpawnServer {
+    boot: BootId,
+    args: Vec<OsString>,
+    inherited: Vec<(OwnedFd, RawFd)>,
+    events: StdUnixStream,
+}
+
+impl Handler<SpawnServer> for FsActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: SpawnServer, ctx: &mut Self::Context) {
+        if let Err(cause) = self.spawn(msg, ctx) {
+            self.fail(cause, ctx);
+        }
+    }
+}
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct ServerExited {
+    boot: BootId,
+    exit: ChildExit,
+}
+
+impl Handler<ServerExited> for FsActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: ServerExited, ctx: &mut Self::Context) {
+        let Some(server) = self.server.take_if(|s| s.boot == msg.boot) else {
+            return;
+        };
+        if msg.exit == ChildExit::Code(0) {
+            return;
+        }
+        let cause = match server.fatal {
+            Some(message) => format!("iii-vfs gave up: {message}"),
+            None => format!("iii-vfs ended with {}", msg.exit),
+        };
+        self.fail(cause, ctx);
+    }
+}
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct ServerSays {
+    boot: BootId,
+    event: VfsEvent,
+}
+
+impl Handler<ServerSays> for FsActor {
+    type Result = ();
+
+    fn handle(&mut self, msg: ServerSays, _: &mut Self::Context) {
+        let Some(server) = self.server.as_mut().filter(|s| s.boot == msg.boot) else {
+            return;
+        };
+        let worker = &self.plan.spec.name;
+        let warn = |message: String| {
+            self.env
+                .bus
+                .emit(Some(worker), Some(msg.boot), EventKind::Warning { message });
+        };
+        match msg.event {
+            VfsEvent::Serving { descriptor_limit } => {
+                tracing::debug!(%worker, boot = %msg.boot, descriptor_limit, "iii-vfs serves");
+            }
+            VfsEvent::InodePressure { inodes, cap } => {
+                tracing::debug!(%worker, boot = %msg.boot, inodes, cap, "inode pressure");
+                (self.on_pressure)();
+            }
+            VfsEvent::InodesExhausted { refused } => {
+                if self.told.insert("inodes".into(), refused).is_none() {
+                    warn(format!(
+                        "the guest holds more files than this host has descriptors for; it got \
+                         ENFILE ({refused} times); raise the hard limit of open files"
+                    ));
+                }
+            }
+            VfsEvent::Refused { kind, count } => {
+                if self.told.insert(kind.clone(), count).is_none() {
+                    warn(format!("iii-vfs refused a request of the guest: {kind}"));
+                }
+            }
+            VfsEvent::Fatal { message } => server.fatal = Some(message),
+        }
+    }
+}
+
+/// Kills `iii-vfs`, so that its repair can be seen.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct InjectServerDeath;
+
+impl Handler<InjectServerDeath> for FsActor {
+    type Result = ();
+
+    fn handle(&mut self, _: InjectServerDeath, _: &mut Self::Context) {
+        if let Some(server) = &self.server
+            && let Err(error) = server.process.0.kill(nix::sys::signal::Signal::SIGKILL)
+        {
+            tracing::warn!(%error, "failed to kill iii-vfs");
+        }
+    }
+}
+
+impl Handler<Halt> for FsActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Halt, ctx: &mut Self::Context) {
+        self.guard.set(ChildEnd::Stopped);
+        ctx.stop();
+    }
+}
+
+impl Handler<InjectPanic> for FsActor {
+    type Result = ();
+
+    fn handle(&mut self, _: InjectPanic, _: &mut Self::Context) {
+        panic!("injected fault");
+    }
+}

@@ -1,0 +1,191 @@
+//! NetPollActor: owns the thread of a worker's network loop.
+//!
+//! The WorkerSupervisor keeps the link's descriptors, so the loop can be replaced under a running
+//! VM: the successor answers the flows that it does not know with RST.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use iii_net::{DnsService, Fault, Health, LoopExit, NetHandle, NetLoop, NetworkConfig, Watchdog};
+use iii_proto::ids::WorkerName;
+use iii_proto::restart::Exit;
+
+use crate::death_watch::DeathGuard;
+use crate::messages::{Halt, InjectPanic, OnUp};
+use crate::tree::ChildEnd;
+
+/// A loop with work that makes no round for so long is given up.
+const STALL_LIMIT: Duration = Duration::from_secs(3);
+/// Between two looks of the watchdog.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+/// What a loop needs to end when it is told to; longer, and it is abandoned.
+const STOP_LIMIT: Duration = Duration::from_millis(500);
+
+pub(crate) struct NetPollActor {
+    start: Option<Start>,
+    handle: Option<NetHandle>,
+    watchdog: Watchdog,
+    on_up: Option<OnUp>,
+    // Last: the parent is told when all else is released.
+    guard: DeathGuard,
+}
+
+struct Start {
+    worker: WorkerName,
+    config: NetworkConfig,
+    link: OwnedFd,
+    dns: Arc<dyn DnsService>,
+}
+
+impl NetPollActor {
+    pub(crate) fn new(
+        worker: WorkerName,
+        config: NetworkConfig,
+        link: OwnedFd,
+        dns: Arc<dyn DnsService>,
+        on_up: OnUp,
+        guard: DeathGuard,
+    ) -> Self {
+        Self {
+            start: Some(Start {
+                worker,
+                config,
+                link,
+                dns,
+            }),
+            handle: None,
+            watchdog: Watchdog::new(STALL_LIMIT),
+            on_up: Some(on_up),
+            guard,
+        }
+    }
+
+    fn fail(&mut self, cause: String, ctx: &mut Context<Self>) {
+        self.guard.set(ChildEnd::Failed(Exit::Fault { cause }));
+        ctx.stop();
+    }
+}
+
+impl Actor for NetPollActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let Some(start) = self.start.take() else {
+            return;
+        };
+        let ended = ctx.address();
+        let started = NetLoop::builder(start.config, start.link, start.dns, start.worker.as_str())
+            .on_exit(move |exit| ended.do_send(LoopEnded(exit)))
+            .start();
+        match started {
+            Ok(handle) => {
+                self.handle = Some(handle);
+                if let Some(up) = self.on_up.take() {
+                    up();
+                }
+            }
+            Err(error) => return self.fail(error.to_string(), ctx),
+        }
+        ctx.run_interval(WATCH_INTERVAL, |actor, ctx| {
+            let Some(handle) = &actor.handle else { return };
+            match actor.watchdog.observe(Instant::now(), handle) {
+                Health::Healthy => {}
+                Health::Stalled => {
+                    let limit = STALL_LIMIT.as_secs();
+                    actor.fail(
+                        format!("the network loop made no progress for {limit} s"),
+                        ctx,
+                    );
+                }
+            }
+        });
+    }
+}
+
+impl Drop for NetPollActor {
+    fn drop(&mut self) {
+        let Some(handle) = self.handle.take() else {
+            return;
+        };
+        handle.stop();
+        if handle.join(STOP_LIMIT).is_none() {
+            tracing::warn!("a network loop does not end; its thread is abandoned");
+            handle.abandon();
+        }
+    }
+}
+
+/// The loop's thread has ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct LoopEnded(LoopExit);
+
+impl Handler<LoopEnded> for NetPollActor {
+    type Result = ();
+
+    fn handle(&mut self, LoopEnded(exit): LoopEnded, ctx: &mut Self::Context) {
+        let cause = match exit {
+            // Only `Drop` tells it to stop, and a dropped actor hears nothing.
+            LoopExit::Stopped => "the network loop stopped by itself".to_owned(),
+            LoopExit::Failed(cause) => cause,
+            LoopExit::Panicked(text) => format!("the network loop panicked: {text}"),
+        };
+        self.fail(cause, ctx);
+    }
+}
+
+/// Whether there is a VM behind the link.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) enum Link {
+    /// A VM was started on it.
+    Up,
+    /// The VM has ended: its host sockets are to be closed at once.
+    Down,
+}
+
+impl Handler<Link> for NetPollActor {
+    type Result = ();
+
+    fn handle(&mut self, link: Link, _: &mut Self::Context) {
+        let Some(handle) = &self.handle else { return };
+        match link {
+            Link::Up => handle.vm_started(),
+            Link::Down => handle.vm_gone(),
+        }
+    }
+}
+
+/// Hurts the loop.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct InjectLoop(pub(crate) Fault);
+
+impl Handler<InjectLoop> for NetPollActor {
+    type Result = ();
+
+    fn handle(&mut self, InjectLoop(fault): InjectLoop, _: &mut Self::Context) {
+        if let Some(handle) = &self.handle {
+            handle.inject(fault);
+        }
+    }
+}
+
+impl Handler<Halt> for NetPollActor {
+    type Result = ();
+
+    fn handle(&mut self, _: Halt, ctx: &mut Self::Context) {
+        self.guard.set(ChildEnd::Stopped);
+        ctx.stop();
+    }
+}
+
+impl Handler<InjectPanic> for NetPollActor {
+    type Result = ();
+
+    fn handle(&mut self, _: InjectPanic, _: &mut Self::Context) {
+        panic!("injected fault");
+    }
+}

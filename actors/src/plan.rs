@@ -1,0 +1,144 @@
+//! A worker whose every precondition has been checked and whose resources have been found: what
+//! the actors start from, again and again.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use iii_net::config::{
+    GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_IPV6, HOST_NAME, IPV4_PREFIX,
+    IPV6_PREFIX,
+};
+use iii_net::{NetworkConfig, Policy, PublishedPort};
+use iii_proto::PROTOCOL_VERSION;
+use iii_proto::guest::{GuestNetwork, GuestSpec, GuestUser, Mount, Root, Workload};
+use iii_proto::ids::BootId;
+use iii_proto::vfs::VfsExport;
+use iii_vmm::helpers::HelperPlaces;
+use iii_vmm::process::Spawner;
+use iii_vmm::vmm::{Vmm, VmmInfo};
+use tokio::sync::mpsc;
+
+use crate::event::{EventBus, LogLine};
+use crate::spec::{NetworkMode, WorkerSpec};
+
+/// What all workers of a supervisor share.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// Runs the VMs.
+    pub vmm: Arc<dyn Vmm>,
+    /// What [`Vmm::check`] said.
+    pub vmm_info: VmmInfo,
+    /// Starts every process.
+    pub spawner: Spawner,
+    /// Where helper binaries are looked for.
+    pub places: HelperPlaces,
+    /// The helper `iii-vfs`, found and checked.
+    pub vfs_program: PathBuf,
+    /// Where events go.
+    pub bus: EventBus,
+    /// Where output goes. Bounded: a reader that is slow slows the workloads and loses nothing.
+    pub logs: mpsc::Sender<LogLine>,
+}
+
+/// One worker, ready to be started.
+#[derive(Debug)]
+pub struct WorkerPlan {
+    /// What the user asked for.
+    pub spec: WorkerSpec,
+    /// The kernel in the VMM's form.
+    pub kernel: PathBuf,
+    /// The part of the initramfs that is the same at every boot: vm-init and the skeleton.
+    pub initramfs: Arc<[u8]>,
+    /// How the guest assembles its root.
+    pub root: Root,
+    /// What it mounts below.
+    pub mounts: Vec<Mount>,
+    /// The host directories that these need; `listener_fd` is assigned at launch.
+    pub exports: Vec<VfsExport>,
+    /// As whom the workload runs.
+    pub user: GuestUser,
+    /// Its working directory.
+    pub cwd: String,
+    /// What it may reach.
+    pub policy: Policy,
+    /// Bound before anything is started, kept as long as the worker.
+    pub listeners: Vec<(TcpListener, u16)>,
+}
+
+impl WorkerPlan {
+    /// The guest's orders for one boot.
+    pub(crate) fn guest_spec(
+        &self,
+        boot_id: BootId,
+        host_time_unix_ns: u64,
+        entropy: [u8; 32],
+    ) -> GuestSpec {
+        let spec = &self.spec;
+        let mut env = spec.env.clone();
+        env.push(("III_WORKER_NAME".into(), spec.name.to_string()));
+        env.push(("III_BOOT_ID".into(), boot_id.to_string()));
+        env.push(("III_ISOLATION".into(), "microvm".into()));
+        GuestSpec {
+            proto: PROTOCOL_VERSION,
+            boot_id,
+            worker: spec.name.clone(),
+            root: self.root.clone(),
+            mounts: self.mounts.clone(),
+            network: self.has_network().then(guest_network),
+            workload: Workload {
+                command: spec.command.clone(),
+                env,
+                cwd: self.cwd.clone(),
+                user: self.user.clone(),
+                limits: iii_proto::guest::GuestLimits {
+                    memory_bytes: None,
+                    pids: spec.resources.pids,
+                    open_files: spec.resources.open_files,
+                },
+                stop_grace_ms: u64::try_from(spec.stop_grace.as_millis()).unwrap_or(u64::MAX),
+            },
+            restart: spec.restart.clone(),
+            health: spec.health.clone(),
+            host_time_unix_ns,
+            entropy,
+            allow_faults: spec.allow_faults,
+        }
+    }
+
+    /// Whether the guest has an `eth0` at all. A worker that publishes a port needs one even when
+    /// it may reach nothing itself.
+    pub(crate) fn has_network(&self) -> bool {
+        self.spec.network.mode != NetworkMode::None || !self.listeners.is_empty()
+    }
+
+    /// The network loop's configuration, with duplicates of the listeners.
+    pub(crate) fn network_config(&self) -> std::io::Result<NetworkConfig> {
+        let mut published = Vec::with_capacity(self.listeners.len());
+        for (listener, guest_port) in &self.listeners {
+            published.push(PublishedPort {
+                listener: listener.try_clone()?,
+                guest_port: *guest_port,
+            });
+        }
+        Ok(NetworkConfig {
+            policy: self.policy.clone(),
+            published,
+            ..NetworkConfig::default()
+        })
+    }
+}
+
+fn guest_network() -> GuestNetwork {
+    GuestNetwork {
+        mtu: u32::from(iii_net::config::DEFAULT_MTU),
+        ipv4: GUEST_IPV4,
+        ipv4_prefix: IPV4_PREFIX,
+        ipv4_gateway: GATEWAY_IPV4,
+        ipv6: GUEST_IPV6,
+        ipv6_prefix: IPV6_PREFIX,
+        ipv6_gateway: GATEWAY_IPV6,
+        gateway_mac: GATEWAY_MAC,
+        hosts: vec![(HOST_NAME.into(), GATEWAY_IPV4.into())],
+    }
+}

@@ -1,0 +1,222 @@
+//! What comes out of a VM's ports, and what goes in. All of it is hostile until decoded.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use futures_util::Stream as AsyncStream;
+use futures_util::stream;
+use iii_proto::codec::{FrameReader, encode_frame};
+use iii_proto::control::{GuestMessage, HostMessage};
+use iii_proto::ids::{BootId, WorkerName};
+use iii_proto::log::{LogFrame, MAX_CHUNK};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+
+use crate::event::LogLine;
+use crate::lines::LineCutter;
+
+/// Bytes of the console that are kept for the case of a crash.
+const CONSOLE_TAIL: usize = 8 * 1024;
+
+/// A port, for messages about it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Port {
+    Control,
+    Log,
+    Console,
+}
+
+impl std::fmt::Display for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Control => "control",
+            Self::Log => "log",
+            Self::Console => "console",
+        })
+    }
+}
+
+/// The end of the guest's console.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ConsoleTail(Rc<RefCell<VecDeque<u8>>>);
+
+impl ConsoleTail {
+    fn push(&self, bytes: &[u8]) {
+        let mut tail = self.0.borrow_mut();
+        tail.extend(bytes);
+        let surplus = tail.len().saturating_sub(CONSOLE_TAIL);
+        tail.drain(..surplus);
+    }
+
+    /// The text, with everything that could drive a terminal taken out.
+    pub(super) fn text(&self) -> String {
+        let bytes: Vec<u8> = self.0.borrow().iter().copied().collect();
+        String::from_utf8_lossy(&bytes)
+            .chars()
+            .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
+            .collect()
+    }
+
+    /// What the guest's kernel said when it panicked.
+    pub(super) fn panic_line(&self) -> Option<String> {
+        let text = self.text();
+        let line = text.lines().find(|line| line.contains("Kernel panic"))?;
+        let at = line.find("Kernel panic").unwrap_or(0);
+        Some(line[at..].trim_end().to_owned())
+    }
+}
+
+/// Messages that a guest may have waiting before it is slowed down: a full burst of restarts.
+const MESSAGE_BURST: f64 = 1000.0;
+/// Messages per second that are taken from a guest for ever. A guest that floods its control port
+/// would otherwise fill every subscriber's queue and starve its neighbours of the actors' thread.
+const MESSAGE_RATE: f64 = 500.0;
+
+struct Incoming {
+    port: OwnedReadHalf,
+    reader: FrameReader,
+    buffer: Vec<u8>,
+    tokens: f64,
+    refilled: Instant,
+    over: bool,
+}
+
+/// The guest's messages, at a bounded rate; after an error nothing more comes.
+pub(super) fn messages(
+    port: OwnedReadHalf,
+) -> impl AsyncStream<Item = Result<GuestMessage, String>> {
+    let incoming = Incoming {
+        port,
+        reader: FrameReader::new(),
+        buffer: vec![0; 16 * 1024],
+        tokens: MESSAGE_BURST,
+        refilled: Instant::now(),
+        over: false,
+    };
+    stream::unfold(incoming, |mut incoming| async move {
+        let item = incoming.next().await?;
+        incoming.over = item.is_err();
+        Some((item, incoming))
+    })
+}
+
+impl Incoming {
+    async fn next(&mut self) -> Option<Result<GuestMessage, String>> {
+        if self.over {
+            return None;
+        }
+        self.pace().await;
+        loop {
+            match self.reader.next::<GuestMessage>() {
+                Ok(Some(message)) => return Some(Ok(message)),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error.to_string())),
+            }
+            match self.port.read(&mut self.buffer).await {
+                // A reset is the end of the VMM, as an end of file is.
+                Ok(0) | Err(_) => return None,
+                Ok(n) => self.reader.feed(&self.buffer[..n]),
+            }
+        }
+    }
+
+    /// The port itself is the queue of a guest that says too much: it is read no faster.
+    async fn pace(&mut self) {
+        let now = Instant::now();
+        let earned = now.duration_since(self.refilled).as_secs_f64() * MESSAGE_RATE;
+        self.tokens = (self.tokens + earned).min(MESSAGE_BURST);
+        self.refilled = now;
+        if self.tokens < 1.0 {
+            let wait = (1.0 - self.tokens) / MESSAGE_RATE;
+            tokio::time::sleep(std::time::Duration::from_secs_f64(wait)).await;
+        }
+        self.tokens -= 1.0;
+    }
+}
+
+/// Writes frames until the port or the queue ends.
+pub(super) async fn write(mut port: OwnedWriteHalf, mut frames: mpsc::UnboundedReceiver<Vec<u8>>) {
+    while let Some(frame) = frames.recv().await {
+        // The end of the VMM, which the spawner reports.
+        if port.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads the console until it ends.
+pub(super) async fn read_console(mut console: UnixStream, tail: ConsoleTail) {
+    let mut buffer = vec![0; 4096];
+    loop {
+        match console.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => tail.push(&buffer[..n]),
+        }
+    }
+}
+
+/// Cuts the workload's output into lines until the port ends. Waits while the reader of the lines
+/// is behind, so that the port, and in the end the workload, waits too. Returns what is wrong with
+/// the guest's frames, if that is why it ended.
+pub(super) async fn read_log(
+    mut port: UnixStream,
+    worker: WorkerName,
+    boot: BootId,
+    logs: mpsc::Sender<LogLine>,
+    to_guest: mpsc::UnboundedSender<Vec<u8>>,
+) -> Option<String> {
+    let mut reader = FrameReader::new();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut cutter = LineCutter::new(worker, boot);
+    let mut last_seq = 0;
+    loop {
+        let n = match port.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(n) => n,
+        };
+        reader.feed(&buffer[..n]);
+        let acknowledged = last_seq;
+        loop {
+            let frame = match reader.next::<LogFrame>() {
+                Ok(Some(frame)) => frame,
+                Ok(None) => break,
+                Err(error) => return Some(error.to_string()),
+            };
+            if frame.bytes.len() > MAX_CHUNK {
+                return Some(format!("a chunk of {} bytes", frame.bytes.len()));
+            }
+            if frame.seq != last_seq + 1 {
+                return Some(format!("frame {} follows frame {last_seq}", frame.seq));
+            }
+            last_seq = frame.seq;
+            for line in cutter.cut(frame) {
+                // Nobody reads logs any more: they are still acknowledged, so that the guest is
+                // not kept waiting for a reader that will never come.
+                if logs.send(line).await.is_err() {
+                    tracing::debug!(%boot, "nobody reads the logs");
+                }
+            }
+        }
+        if last_seq > acknowledged {
+            acknowledge(last_seq, &to_guest);
+        }
+    }
+    for line in cutter.rest() {
+        if logs.send(line).await.is_err() {
+            tracing::debug!(%boot, "nobody reads the logs");
+        }
+    }
+    None
+}
+
+fn acknowledge(seq: u64, to_guest: &mpsc::UnboundedSender<Vec<u8>>) {
+    match encode_frame(&HostMessage::LogAck { seq }) {
+        // The writer is gone when the VMM is; nobody waits for the acknowledgement then.
+        Ok(frame) => drop(to_guest.send(frame)),
+        Err(error) => tracing::error!(%error, "failed to acknowledge log frames"),
+    }
+}

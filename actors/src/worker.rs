@@ -1,0 +1,553 @@
+//! WorkerSupervisor: one worker's tree of four actors.
+//!
+//! [`crate::tree`] decides what is started and stopped; this actor does it, and keeps what must
+//! outlive a child: the network link's descriptors, the mailbox of DnsActor, the processes.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use actix::prelude::*;
+use iii_net::link_pair;
+use iii_proto::control::GuestFault;
+use iii_proto::ids::BootId;
+use iii_proto::restart::{Exit, RestartLimit, RestartMode, RestartPolicy};
+use nix::sys::socket::{MsgFlags, recv};
+use std::time::Duration;
+
+use crate::death_watch::DeathGuard;
+use crate::dns::{DnsActor, DnsMailbox};
+use crate::event::{ActorKind, EventKind};
+use crate::fs::{FsActor, InjectServerDeath};
+use crate::messages::{ChildDown, ChildUp, Halt, InjectPanic, OnUp};
+use crate::net_poll::{InjectLoop, Link, NetPollActor};
+use crate::plan::{Environment, WorkerPlan};
+use crate::processes::Processes;
+use crate::runtime::Arbiters;
+use crate::tree::{Action, ChildDef, Input, Tree, TreeEnd};
+use crate::vm::{InjectVmmDeath, Tell, VmActor, VmActorParts};
+
+/// How actors other than the VM's are restarted: at once, then slower, and not for ever.
+fn actor_restart() -> RestartPolicy {
+    RestartPolicy {
+        mode: RestartMode::Always,
+        initial: Duration::from_millis(10),
+        factor: 2.0,
+        max: Duration::from_secs(5),
+        jitter: 0.1,
+        limit: Some(RestartLimit {
+            restarts: 10,
+            window: Duration::from_secs(60),
+        }),
+        reset_after: Duration::from_secs(30),
+        stop_codes: Vec::new(),
+    }
+}
+
+/// How a worker ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Its workload is complete and its policy does not restart it.
+    Done(Exit),
+    /// By request.
+    Stopped,
+    /// It will not be restarted any more.
+    Failed(String),
+}
+
+/// A child that runs. Dropped with the supervisor that owned it, it ends the child.
+struct Child<A: Actor + Handler<Halt>>
+where
+    A::Context: actix::dev::ToEnvelope<A, Halt>,
+{
+    address: Addr<A>,
+}
+
+impl<A: Actor + Handler<Halt>> Drop for Child<A>
+where
+    A::Context: actix::dev::ToEnvelope<A, Halt>,
+{
+    fn drop(&mut self) {
+        // Nothing to say to a child that has ended already.
+        self.address.do_send(Halt { urgent: true });
+    }
+}
+
+#[derive(Default)]
+struct Children {
+    dns: Option<Child<DnsActor>>,
+    net: Option<Child<NetPollActor>>,
+    fs: Option<Child<FsActor>>,
+    vm: Option<Child<VmActor>>,
+}
+
+/// The network link: two ends of one datagram pair, kept for as long as the worker.
+struct LinkEnds {
+    host: OwnedFd,
+    guest: OwnedFd,
+}
+
+impl LinkEnds {
+    /// Throws away what the last VM was still to receive.
+    fn drain_guest_end(&self) {
+        let mut frame = [0; 1];
+        // Every datagram is consumed whole, however short the buffer.
+        while recv(self.guest.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).is_ok() {}
+    }
+}
+
+pub(crate) struct WorkerSupervisor {
+    env: Environment,
+    plan: Arc<WorkerPlan>,
+    arbiters: Arc<Arbiters>,
+    processes: Processes,
+    tree: Tree<ActorKind>,
+    children: Children,
+    mailbox: Arc<DnsMailbox>,
+    link: Option<LinkEnds>,
+    boots: u64,
+    boot: Option<BootId>,
+    urgent: bool,
+    timer: Option<SpawnHandle>,
+    on_end: Recipient<WorkerEnded>,
+    // Last: the parent is told when all else is released.
+    #[expect(dead_code, reason = "it acts by its drop")]
+    guard: DeathGuard,
+}
+
+/// To the RootSupervisor: a worker's tree has ended.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct WorkerEnded {
+    pub(crate) plan: Arc<WorkerPlan>,
+    pub(crate) outcome: Outcome,
+}
+
+impl WorkerSupervisor {
+    pub(crate) fn new(
+        env: Environment,
+        plan: Arc<WorkerPlan>,
+        arbiters: Arc<Arbiters>,
+        processes: Processes,
+        on_end: Recipient<WorkerEnded>,
+        guard: DeathGuard,
+    ) -> Self {
+        use ActorKind::{Dns, Fs, NetPoll, Vm};
+        let child = |id, requires: &[ActorKind], restart| ChildDef {
+            id,
+            requires: requires.to_vec(),
+            restart,
+        };
+        let mut defs = Vec::new();
+        if plan.has_network() {
+            defs.push(child(Dns, &[], actor_restart()));
+            defs.push(child(NetPoll, &[], actor_restart()));
+        }
+        defs.push(child(Fs, &[], actor_restart()));
+        defs.push(child(Vm, &[Fs], plan.spec.vm_restart.clone()));
+        Self {
+            tree: Tree::new(defs),
+            env,
+            plan,
+            arbiters,
+            processes,
+            children: Children::default(),
+            mailbox: Arc::default(),
+            link: None,
+            boots: 0,
+            boot: None,
+            urgent: false,
+            timer: None,
+            on_end,
+            guard,
+        }
+    }
+
+    fn emit(&self, kind: EventKind) {
+        self.env
+            .bus
+            .emit(Some(&self.plan.spec.name), self.boot, kind);
+    }
+
+    fn on(&mut self, input: Input<ActorKind>, ctx: &mut Context<Self>) {
+        let now = self.env.bus.now();
+        let mut inputs = vec![input];
+        // A child that cannot even be made is an input of its own.
+        while let Some(input) = inputs.pop() {
+            for action in self.tree.on(input, now, entropy()) {
+                inputs.extend(self.perform(action, ctx));
+            }
+        }
+        if let Some(timer) = self.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        if let Some(at) = self.tree.wake_at() {
+            self.timer = Some(ctx.run_later(at.saturating_sub(now), |actor, ctx| {
+                actor.timer = None;
+                actor.on(Input::Tick, ctx);
+            }));
+        }
+    }
+
+    fn perform(
+        &mut self,
+        action: Action<ActorKind>,
+        ctx: &mut Context<Self>,
+    ) -> Option<Input<ActorKind>> {
+        match action {
+            Action::Start { child, life } => {
+                if let Err(error) = self.start(child, life, ctx) {
+                    let cause = format!("failed to start {child}: {error}");
+                    let end = crate::tree::ChildEnd::Failed(Exit::Fault { cause });
+                    return Some(Input::Down { child, life, end });
+                }
+            }
+            Action::Stop { child, urgent, .. } => self.halt(child, urgent || self.urgent),
+            Action::Restarting {
+                child,
+                exit,
+                delay,
+                stops,
+            } => {
+                let cause = exit.to_string();
+                self.emit(match child {
+                    ActorKind::Vm => EventKind::VmRestarting { delay, cause },
+                    ActorKind::Dns | ActorKind::NetPoll | ActorKind::Fs => EventKind::ActorFailed {
+                        actor: child,
+                        cause,
+                        stops,
+                    },
+                });
+            }
+            Action::Ended(end) => self.ended(end),
+        }
+        None
+    }
+
+    fn start(
+        &mut self,
+        child: ActorKind,
+        life: u64,
+        ctx: &mut Context<Self>,
+    ) -> Result<(), std::io::Error> {
+        let me = ctx.address();
+        let on_up: OnUp = {
+            let me = me.clone();
+            Box::new(move || me.do_send(ChildUp { child, life }))
+        };
+        let guard = DeathGuard::new(move |death| me.do_send(ChildDown { child, life, death }));
+        let arbiter = self.arbiters.pick();
+        let name = self.plan.spec.name.clone();
+        match child {
+            ActorKind::Dns => {
+                let servers = self.plan.spec.network.dns.clone();
+                let address = DnsActor::start_in_arbiter(arbiter, move |_| {
+                    DnsActor::new(servers, on_up, guard)
+                });
+                self.mailbox.connect(address.clone().recipient());
+                self.children.dns = Some(Child { address });
+            }
+            ActorKind::NetPoll => {
+                let config = self.plan.network_config()?;
+                let link = match &self.link {
+                    Some(ends) => ends.host.try_clone()?,
+                    None => {
+                        let (host, guest) = link_pair()?;
+                        let duplicate = host.try_clone()?;
+                        self.link = Some(LinkEnds { host, guest });
+                        duplicate
+                    }
+                };
+                let dns = Arc::clone(&self.mailbox);
+                let address = NetPollActor::start_in_arbiter(arbiter, move |_| {
+                    NetPollActor::new(name, config, link, dns, on_up, guard)
+                });
+                if self.children.vm.is_some() {
+                    // It takes over under a running VM.
+                    address.do_send(Link::Up);
+                }
+                self.children.net = Some(Child { address });
+            }
+            ActorKind::Fs => {
+                let (env, plan) = (self.env.clone(), Arc::clone(&self.plan));
+                let processes = self.processes.clone();
+                let me = ctx.address();
+                let on_pressure = Arc::new(move || me.do_send(InodePressure));
+                let address = FsActor::start_in_arbiter(arbiter, move |_| {
+                    FsActor::new(env, plan, processes, on_pressure, on_up, guard)
+                });
+                self.children.fs = Some(Child { address });
+            }
+            ActorKind::Vm => {
+                let Some(fs) = self.children.fs.as_ref().map(|c| c.address.clone()) else {
+                    return Err(std::io::Error::other("FsActor is not there"));
+                };
+                let link = match &self.link {
+                    Some(ends) => Some(ends.guest.try_clone()?),
+                    None => None,
+                };
+                let boot = BootId::from_random(entropy());
+                self.boots += 1;
+                self.boot = Some(boot);
+                let parts = VmActorParts {
+                    env: self.env.clone(),
+                    plan: Arc::clone(&self.plan),
+                    processes: self.processes.clone(),
+                    boot,
+                    boots: self.boots,
+                    link,
+                    fs,
+                    on_up,
+                    guard,
+                };
+                if let Some(net) = &self.children.net {
+                    net.address.do_send(Link::Up);
+                }
+                let address = VmActor::start_in_arbiter(arbiter, move |_| VmActor::new(parts));
+                self.children.vm = Some(Child { address });
+            }
+        }
+        Ok(())
+    }
+
+    fn halt(&self, child: ActorKind, urgent: bool) {
+        let halt = Halt { urgent };
+        let children = &self.children;
+        match child {
+            ActorKind::Dns => children.dns.as_ref().map(|c| c.address.do_send(halt)),
+            ActorKind::NetPoll => children.net.as_ref().map(|c| c.address.do_send(halt)),
+            ActorKind::Fs => children.fs.as_ref().map(|c| c.address.do_send(halt)),
+            ActorKind::Vm => children.vm.as_ref().map(|c| c.address.do_send(halt)),
+        };
+    }
+
+    /// What a child leaves behind when it has ended, before a successor may start.
+    fn release(&mut self, child: ActorKind) {
+        match child {
+            ActorKind::Dns => {
+                self.mailbox.disconnect();
+                self.children.dns = None;
+            }
+            ActorKind::NetPoll => self.children.net = None,
+            ActorKind::Fs => self.children.fs = None,
+            ActorKind::Vm => {
+                self.children.vm = None;
+                if let Some(net) = &self.children.net {
+                    net.address.do_send(Link::Down);
+                }
+                if let Some(link) = &self.link {
+                    link.drain_guest_end();
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, end: TreeEnd<ActorKind>) {
+        self.urgent = false;
+        let outcome = match end {
+            TreeEnd::Stopped => Outcome::Stopped,
+            TreeEnd::Done { exit, .. } => Outcome::Done(exit),
+            TreeEnd::Failed {
+                child,
+                exit,
+                restarts,
+            } => {
+                let what = match child {
+                    ActorKind::Vm => "its VM".to_owned(),
+                    ActorKind::Dns | ActorKind::NetPoll | ActorKind::Fs => child.to_string(),
+                };
+                Outcome::Failed(match restarts {
+                    0 => format!("{what} failed: {exit}"),
+                    _ => format!("{what} failed again after {restarts} restarts: {exit}"),
+                })
+            }
+        };
+        self.emit(match outcome.clone() {
+            Outcome::Stopped => EventKind::WorkerStopped,
+            Outcome::Done(exit) => EventKind::WorkerDone { exit },
+            Outcome::Failed(reason) => EventKind::WorkerFailed { reason },
+        });
+        self.boot = None;
+        self.on_end.do_send(WorkerEnded {
+            plan: Arc::clone(&self.plan),
+            outcome,
+        });
+    }
+}
+
+/// Any 64 random bits. A kernel that has none yet is no reason to fail a restart: jitter is all
+/// that is lost, and a boot id need only differ from the last.
+fn entropy() -> u64 {
+    getrandom::u64().unwrap_or_else(|error| {
+        tracing::warn!(%error, "failed to draw entropy");
+        std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos() as u64)
+    })
+}
+
+impl Actor for WorkerSupervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.emit(EventKind::WorkerStarting);
+        for (listener, guest_port) in &self.plan.listeners {
+            match listener.local_addr() {
+                Ok(host) => self.emit(EventKind::Published {
+                    host,
+                    guest_port: *guest_port,
+                }),
+                Err(error) => tracing::warn!(%error, "failed to read a published port"),
+            }
+        }
+        self.on(Input::Start, ctx);
+    }
+}
+
+impl Handler<ChildUp> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, ChildUp { child, life }: ChildUp, ctx: &mut Self::Context) {
+        if life > 1 && child != ActorKind::Vm {
+            let restarts = self.tree.restarts(child);
+            self.emit(EventKind::ActorRestarted {
+                actor: child,
+                restarts,
+            });
+        }
+        self.on(Input::Up { child, life }, ctx);
+    }
+}
+
+impl Handler<ChildDown> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, msg: ChildDown, ctx: &mut Self::Context) {
+        let ChildDown { child, life, death } = msg;
+        if death.panicked && child == ActorKind::Vm {
+            // Its restart is told as the VM's; that it was a panic of ours is told too.
+            let cause = match &death.end {
+                crate::tree::ChildEnd::Failed(exit) => exit.to_string(),
+                crate::tree::ChildEnd::Stopped | crate::tree::ChildEnd::Done(_) => String::new(),
+            };
+            self.emit(EventKind::ActorFailed {
+                actor: child,
+                cause,
+                stops: Vec::new(),
+            });
+        }
+        // No successor before the predecessor's processes are reaped.
+        let reaped = self.processes.reap(Some(child));
+        ctx.spawn(reaped.into_actor(self).map(move |(), actor, ctx| {
+            actor.release(child);
+            actor.on(
+                Input::Down {
+                    child,
+                    life,
+                    end: death.end,
+                },
+                ctx,
+            );
+        }));
+    }
+}
+
+/// To a WorkerSupervisor: end the tree.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct StopWorker {
+    /// Without grace.
+    pub(crate) urgent: bool,
+}
+
+impl Handler<StopWorker> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, StopWorker { urgent }: StopWorker, ctx: &mut Self::Context) {
+        if urgent && !self.tree.is_idle() {
+            self.urgent = true;
+            // It may be in the middle of a graceful stop.
+            self.halt(ActorKind::Vm, true);
+        }
+        self.on(Input::Stop, ctx);
+    }
+}
+
+/// From FsActor: the guest should give inodes back.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct InodePressure;
+
+impl Handler<InodePressure> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: InodePressure, _: &mut Self::Context) {
+        if let Some(vm) = &self.children.vm {
+            vm.address.do_send(Tell::DropCaches);
+        }
+    }
+}
+
+/// A way to hurt a worker, so that its repair can be seen. Obeyed only if the worker's spec allows
+/// faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The actor's next message panics.
+    PanicActor(ActorKind),
+    /// The network loop's thread panics.
+    PanicNetworkLoop,
+    /// The network loop's thread stops doing anything.
+    StallNetworkLoop,
+    /// SIGKILL to `iii-vfs`.
+    KillFileServer,
+    /// SIGKILL to the VMM.
+    KillVmm,
+    /// SIGKILL to the workload's main process.
+    KillWorkload,
+    /// The guest's kernel panics.
+    GuestPanic,
+    /// vm-init spins and answers nothing.
+    GuestHang,
+    /// The WorkerSupervisor itself panics.
+    PanicWorkerSupervisor,
+}
+
+/// To a WorkerSupervisor: hurt something.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Inject(pub(crate) Fault);
+
+impl Handler<Inject> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, Inject(fault): Inject, _: &mut Self::Context) {
+        let Children { dns, net, fs, vm } = &self.children;
+        let tell = |fault| vm.as_ref().map(|c| c.address.do_send(Tell::Fault(fault)));
+        let hit = match fault {
+            Fault::PanicActor(ActorKind::Dns) => {
+                dns.as_ref().map(|c| c.address.do_send(InjectPanic))
+            }
+            Fault::PanicActor(ActorKind::NetPoll) => {
+                net.as_ref().map(|c| c.address.do_send(InjectPanic))
+            }
+            Fault::PanicActor(ActorKind::Fs) => fs.as_ref().map(|c| c.address.do_send(InjectPanic)),
+            Fault::PanicActor(ActorKind::Vm) => vm.as_ref().map(|c| c.address.do_send(InjectPanic)),
+            Fault::PanicNetworkLoop => net
+                .as_ref()
+                .map(|c| c.address.do_send(InjectLoop(iii_net::Fault::Panic))),
+            Fault::StallNetworkLoop => net
+                .as_ref()
+                .map(|c| c.address.do_send(InjectLoop(iii_net::Fault::Stall))),
+            Fault::KillFileServer => fs.as_ref().map(|c| c.address.do_send(InjectServerDeath)),
+            Fault::KillVmm => vm.as_ref().map(|c| c.address.do_send(InjectVmmDeath)),
+            Fault::KillWorkload => tell(GuestFault::KillWorkload),
+            Fault::GuestPanic => tell(GuestFault::KernelPanic),
+            Fault::GuestHang => tell(GuestFault::Hang),
+            Fault::PanicWorkerSupervisor => panic!("injected fault"),
+        };
+        if hit.is_none() {
+            tracing::warn!(worker = %self.plan.spec.name, ?fault, "nothing there to hurt");
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! From what a user wants to what the actors start from. Everything that can be wrong is found out
+//! here, for all workers together, before anything of any of them is started.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use iii_actors::plan::WorkerPlan;
+use iii_actors::spec::{NetworkMode, RootSpec, UserSpec, WorkerSpec};
+use iii_firmware::Firmware;
+use iii_firmware::initramfs::{Initramfs, InitramfsError};
+use iii_image::{
+    CommandError, CommandLookup, EntryKind, HostRoot, HostRootError, MountView, SkeletonEntry,
+};
+use iii_net::{Policy, PolicyMode, RuleError};
+use iii_proto::SKELETON_PATH;
+use iii_proto::guest::{GuestUser, Mount, MountSource, Root, Upper};
+use iii_proto::ids::WorkerName;
+use iii_proto::vfs::VfsExport;
+
+/// The user of a workload whose spec names none.
+const DEFAULT_USER: (&str, u32) = ("worker", 1000);
+/// virtio-mmio slots that are left for exports beside the serial and the network device.
+const EXPORT_SLOTS: usize = 6;
+
+/// A worker that can be started: its command is found, its ports are bound.
+#[derive(Debug)]
+pub struct PreparedWorker {
+    pub(crate) plan: WorkerPlan,
+}
+
+impl PreparedWorker {
+    /// What it was made from.
+    pub fn spec(&self) -> &WorkerSpec {
+        &self.plan.spec
+    }
+}
+
+/// Why a worker cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("worker \"{worker}\": {fault}")]
+pub struct PrepareError {
+    /// Which worker.
+    pub worker: WorkerName,
+    /// What is wrong with it.
+    #[source]
+    pub fault: PrepareFault,
+}
+
+/// What can be wrong with a worker that is well-formed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PrepareFault {
+    /// The host's toolchain cannot be its root.
+    #[error(transparent)]
+    HostRoot(#[from] HostRootError),
+    /// Its command is not in its guest.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// It has no command at all.
+    #[error("failed to find its command: none is given; name one, as `command: [\"node\", \"server.js\"]`")]
+    NoCommand,
+    /// A network rule is malformed.
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    /// A mount's directory is not there.
+    #[error("failed to mount {path}: {source}; make the directory or correct `mounts`")]
+    Mount {
+        /// The host's path.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A mount is no directory.
+    #[error("failed to mount {0}: it is not a directory; mount the directory that holds it")]
+    MountNotDirectory(String),
+    /// More mounts than a VM has slots.
+    #[error(
+        "failed to fit its mounts: {wanted} were asked for and a VM has slots for {slots}; mount \
+         fewer directories, or one that holds several of them"
+    )]
+    TooManyMounts {
+        /// Asked for.
+        wanted: usize,
+        /// There are.
+        slots: usize,
+    },
+    /// A host port cannot be listened on.
+    #[error("failed to publish {address}: {source}; {remedy}")]
+    Publish {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A user that the guest does not know.
+    #[error("failed to find user \"{0}\" in the guest; use a number, as `user: \"1000:1000\"`, or one of: {1}")]
+    UnknownUser(String, String),
+    /// The boot medium cannot be made.
+    #[error("failed to make the boot medium: {0}")]
+    BootMedium(#[from] InitramfsError),
+}
+
+/// What several workers share: found once, when the first of them needs it.
+pub(crate) struct Preparation<'a> {
+    firmware: &'a Firmware,
+    host_root: Option<(Arc<HostRoot>, Arc<[u8]>)>,
+}
+
+impl<'a> Preparation<'a> {
+    pub(crate) fn new(firmware: &'a Firmware) -> Self {
+        Self { firmware, host_root: None }
+    }
+
+    /// Checks all workers. Either all can be started, or every fault is told.
+    pub(crate) fn prepare(
+        &mut self,
+        specs: Vec<WorkerSpec>,
+    ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
+        let mut prepared = Vec::new();
+        let mut errors = Vec::new();
+        for spec in specs {
+            let worker = spec.name.clone();
+            match self.worker(spec) {
+                Ok(plan) => prepared.push(PreparedWorker { plan }),
+                Err(faults) => errors.extend(
+                    faults.into_iter().map(|fault| PrepareError { worker: worker.clone(), fault }),
+                ),
+            }
+        }
+        if errors.is_empty() { Ok(prepared) } else { Err(errors) }
+    }
+
+    fn host_root(&mut self) -> Result<(Arc<HostRoot>, Arc<[u8]>), PrepareFault> {
+        if let Some(found) = &self.host_root {
+            return Ok(found.clone());
+        }
+        let root = HostRoot::discover()?;
+        let medium = boot_medium(self.firmware, &root.skeleton)?;
+        let found = (Arc::new(root), Arc::from(medium));
+        self.host_root = Some(found.clone());
+        Ok(found)
+    }
+
+    fn worker(&mut self, mut spec: WorkerSpec) -> Result<WorkerPlan, Vec<PrepareFault>> {
+        let (root, initramfs) = match spec.root {
+            RootSpec::Host => self.host_root().map_err(|fault| vec![fault])?,
+            // RootSpec is non-exhaustive for others; here every kind is known.
+            #[expect(unreachable_patterns, reason = "the enum grows with image roots")]
+            _ => unreachable!("every kind of root is handled above"),
+        };
+        let mut faults = Vec::new();
+        let user = user(&spec, &root.skeleton).unwrap_or_else(|fault| {
+            faults.push(fault);
+            default_user()
+        });
+        let (uid, gid, home) = identity(&user);
+        let cwd = spec.cwd.clone().unwrap_or(home);
+        match command(&spec, &root, &cwd) {
+            Ok(program) => spec.command[0] = program,
+            Err(fault) => faults.push(fault),
+        }
+        let policy = policy(&spec).unwrap_or_else(|fault| {
+            faults.push(fault);
+            Policy::default()
+        });
+        let (mounts, exports) = mounts(&spec, &root, uid, gid, &mut faults);
+        let listeners = listeners(&spec, &mut faults);
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let size_bytes = spec.resources.disk.unwrap_or(spec.resources.memory / 2);
+        Ok(WorkerPlan {
+            kernel: self.firmware.kernel().to_owned(),
+            initramfs,
+            root: Root {
+                lowers: Vec::new(),
+                skeleton: true,
+                upper: Upper::Tmpfs { size_bytes },
+            },
+            mounts,
+            exports,
+            user,
+            cwd,
+            policy,
+            listeners,
+            spec,
+        })
+    }
+}
+
+/// vm-init and the skeleton, which are the same at every boot.
+fn boot_medium(
+    firmware: &Firmware,
+    skeleton: &[SkeletonEntry],
+) -> Result<Vec<u8>, InitramfsError> {
+    let mut medium = Initramfs::new();
+    medium.init(firmware.init().bytes())?;
+    medium.dir(SKELETON_PATH, 0o755)?;
+    for entry in skeleton {
+        let path = format!("{SKELETON_PATH}{}", entry.path);
+        match &entry.kind {
+            EntryKind::Dir { mode } => medium.dir(&path, *mode)?,
+            EntryKind::File { mode, bytes } => medium.file(&path, *mode, bytes)?,
+            EntryKind::Symlink { target } => medium.symlink(&path, target)?,
+        };
+    }
+    Ok(medium.finish())
+}
+
+fn default_user() -> GuestUser {
+    let (name, id) = DEFAULT_USER;
+    GuestUser::Ids { name: name.into(), uid: id, gid: id, home: format!("/home/{name}") }
+}
+
+/// Named users are looked up here, not in the guest: the file server must know the numbers.
+fn user(spec: &WorkerSpec, skeleton: &[SkeletonEntry]) -> Result<GuestUser, PrepareFault> {
+    let passwd = passwd(skeleton);
+    match &spec.user {
+        None => Ok(default_user()),
+        Some(UserSpec::Ids { uid, gid }) => {
+            let known = passwd.values().find(|entry| entry.uid == *uid);
+            let name = known.map_or_else(|| format!("u{uid}"), |entry| entry.name.clone());
+            let home = known.map_or_else(|| format!("/home/{name}"), |entry| entry.home.clone());
+            Ok(GuestUser::Ids { name, uid: *uid, gid: *gid, home })
+        }
+        Some(UserSpec::Named(name)) => match passwd.get(name) {
+            Some(entry) => Ok(GuestUser::Ids {
+                name: entry.name.clone(),
+                uid: entry.uid,
+                gid: entry.gid,
+                home: entry.home.clone(),
+            }),
+            None => {
+                let known: Vec<&str> = passwd.keys().map(String::as_str).collect();
+                Err(PrepareFault::UnknownUser(name.clone(), known.join(", ")))
+            }
+        },
+    }
+}
+
+#[derive(Debug)]
+struct PasswdEntry {
+    name: String,
+    uid: u32,
+    gid: u32,
+    home: String,
+}
+
+fn passwd(skeleton: &[SkeletonEntry]) -> BTreeMap<String, PasswdEntry> {
+    let file = skeleton.iter().find_map(|entry| match (&entry.kind, entry.path.as_str()) {
+        (EntryKind::File { bytes, .. }, "/etc/passwd") => Some(bytes),
+        (EntryKind::File { .. } | EntryKind::Dir { .. } | EntryKind::Symlink { .. }, _) => None,
+    });
+    let text = file.map(|bytes| String::from_utf8_lossy(bytes)).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?.to_owned();
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            let home = fields.nth(1)?.to_owned();
+            Some((name.clone(), PasswdEntry { name, uid, gid, home }))
+        })
+        .collect()
+}
+
+fn identity(user: &GuestUser) -> (u32, u32, String) {
+    match user {
+        GuestUser::Ids { uid, gid, home, .. } => (*uid, *gid, home.clone()),
+        GuestUser::Named(_) => {
+            let (name, id) = DEFAULT_USER;
+            (id, id, format!("/home/{name}"))
+        }
+    }
+}
+
+fn command(spec: &WorkerSpec, root: &HostRoot, cwd: &str) -> Result<String, PrepareFault> {
+    let program = spec.command.first().ok_or(PrepareFault::NoCommand)?;
+    let views: Vec<MountView> = spec
+        .mounts
+        .iter()
+        .map(|mount| MountView { host: mount.host.clone(), guest: mount.guest.clone() })
+        .collect();
+    let path = std::env::var_os("PATH");
+    let lookup = CommandLookup { path: path.as_deref(), cwd, mounts: &views };
+    Ok(root.resolve_command(program, &lookup)?.guest)
+}
+
+fn policy(spec: &WorkerSpec) -> Result<Policy, PrepareFault> {
+    let allow = spec
+        .network
+        .allow
+        .iter()
+        .map(|rule| rule.parse())
+        .collect::<Result<Vec<_>, RuleError>>()?;
+    let mode = match spec.network.mode {
+        NetworkMode::Public => PolicyMode::Public,
+        NetworkMode::Engine => PolicyMode::Engine,
+        NetworkMode::None => PolicyMode::None,
+    };
+    Ok(Policy { mode, allow, host_ports: spec.network.host_ports.clone() })
+}
+
+fn mounts(
+    spec: &WorkerSpec,
+    root: &HostRoot,
+    uid: u32,
+    gid: u32,
+    faults: &mut Vec<PrepareFault>,
+) -> (Vec<Mount>, Vec<VfsExport>) {
+    let mut mounts = Vec::new();
+    let mut exports = Vec::new();
+    for export in &root.exports {
+        mounts.push(Mount {
+            target: export.guest_path.clone(),
+            source: MountSource::Overlay { tag: export.tag.clone() },
+        });
+        exports.push(VfsExport {
+            tag: export.tag.clone(),
+            path: export.host_path.clone(),
+            read_only: true,
+            guest_uid: 0,
+            guest_gid: 0,
+            listener_fd: -1,
+            immutable: true,
+        });
+    }
+    let wanted = exports.len() + spec.mounts.len();
+    if wanted > EXPORT_SLOTS {
+        faults.push(PrepareFault::TooManyMounts {
+            wanted: spec.mounts.len(),
+            slots: EXPORT_SLOTS - exports.len(),
+        });
+    }
+    for (n, mount) in spec.mounts.iter().enumerate() {
+        // The file server follows no symlink, the user's own path may hold some.
+        let path = match mount.host.canonicalize() {
+            Ok(path) if path.is_dir() => path,
+            Ok(path) => {
+                faults.push(PrepareFault::MountNotDirectory(path.display().to_string()));
+                continue;
+            }
+            Err(source) => {
+                let path = mount.host.display().to_string();
+                faults.push(PrepareFault::Mount { path, source });
+                continue;
+            }
+        };
+        let tag = format!("mount{n}");
+        mounts.push(Mount {
+            target: mount.guest.clone(),
+            source: MountSource::Export { tag: tag.clone(), read_only: mount.read_only },
+        });
+        exports.push(VfsExport {
+            tag,
+            path,
+            read_only: mount.read_only,
+            guest_uid: uid,
+            guest_gid: gid,
+            listener_fd: -1,
+            immutable: false,
+        });
+    }
+    (mounts, exports)
+}
+
+fn listeners(spec: &WorkerSpec, faults: &mut Vec<PrepareFault>) -> Vec<(TcpListener, u16)> {
+    let mut listeners = Vec::new();
+    for port in &spec.ports {
+        let address = SocketAddr::new(port.address, port.host_port);
+        match bind(address) {
+            Ok(listener) => listeners.push((listener, port.guest_port)),
+            Err(source) => {
+                let remedy = match source.kind() {
+                    std::io::ErrorKind::AddrInUse => {
+                        "another program listens there: stop it or publish another port"
+                    }
+                    std::io::ErrorKind::PermissionDenied => {
+                        "ports below 1024 need privileges: publish a higher one"
+                    }
+                    _ => "check the address in `ports`",
+                };
+                faults.push(PrepareFault::Publish { address, source, remedy });
+            }
+        }
+    }
+    listeners
+}
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
