@@ -1,0 +1,204 @@
+//! The wire between VMM and loop: a datagram socket, one Ethernet frame per datagram.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
+
+use crate::error::NetError;
+use crate::stats::LiveStats;
+use crate::sys::{self, BATCH};
+
+/// Ethernet header and the largest IP packet, rounded up.
+const FRAME_CAPACITY: usize = 65536;
+/// Frames kept for a link that takes no more; above it no connection sends and no frame is read.
+const TRANSMIT_LIMIT: usize = 64;
+/// Asked of the kernel for the socket's buffers, which cuts it to its own limit.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// A pair of connected datagram sockets: the loop's end and the VMM's, both close-on-exec and
+/// non-blocking, with large buffers.
+pub fn link_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (host, guest) = socketpair(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        None,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+    )?;
+    enlarge(&host);
+    enlarge(&guest);
+    Ok((host, guest))
+}
+
+/// Smaller buffers cost throughput only, so a refusal is no error.
+fn enlarge(fd: &OwnedFd) {
+    if setsockopt(fd, sockopt::SndBufForce, &SOCKET_BUFFER).is_err()
+        && let Err(errno) = setsockopt(fd, sockopt::SndBuf, &SOCKET_BUFFER)
+    {
+        tracing::debug!(%errno, "the link keeps its default send buffer");
+    }
+    if setsockopt(fd, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err()
+        && let Err(errno) = setsockopt(fd, sockopt::RcvBuf, &SOCKET_BUFFER)
+    {
+        tracing::debug!(%errno, "the link keeps its default receive buffer");
+    }
+}
+
+/// The sockets (by inode) that have a loop. Duplicates of a descriptor share the inode, so a
+/// second loop on the same queue is seen whatever descriptor it comes with.
+static CLAIMED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+/// The right to be the only loop on a link.
+#[derive(Debug)]
+pub(crate) struct LinkClaim {
+    inode: Mutex<Option<u64>>,
+}
+
+impl LinkClaim {
+    pub(crate) fn new(fd: &OwnedFd) -> Result<Self, NetError> {
+        let stat = nix::sys::stat::fstat(fd).map_err(NetError::errno("inspect the link"))?;
+        let fresh = CLAIMED
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(stat.st_ino);
+        if fresh {
+            Ok(Self {
+                inode: Mutex::new(Some(stat.st_ino)),
+            })
+        } else {
+            Err(NetError::AlreadyRunning)
+        }
+    }
+
+    /// Lets a successor start. Only the first call has an effect: by a second one the inode may be
+    /// the successor's.
+    pub(crate) fn release(&self) {
+        let inode = self
+            .inode
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(inode) = inode {
+            CLAIMED
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&inode);
+        }
+    }
+}
+
+impl Drop for LinkClaim {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Received frames, one batch at a time.
+pub(crate) struct Receiver {
+    buffers: Vec<Box<[u8]>>,
+    lengths: [usize; BATCH],
+}
+
+impl Receiver {
+    pub(crate) fn new() -> Self {
+        Self {
+            buffers: (0..BATCH)
+                .map(|_| vec![0; FRAME_CAPACITY].into_boxed_slice())
+                .collect(),
+            lengths: [0; BATCH],
+        }
+    }
+
+    /// Receives what is there, at most a batch.
+    pub(crate) fn fill(&mut self, link: BorrowedFd<'_>) -> io::Result<usize> {
+        sys::receive_batch(link, &mut self.buffers, &mut self.lengths)
+    }
+
+    /// Frame `index` of the last batch; empty if it was larger than any frame may be.
+    pub(crate) fn frame(&self, index: usize) -> &[u8] {
+        &self.buffers[index][..self.lengths[index]]
+    }
+}
+
+/// Frames for the guest, in order, until the link takes them. None is lost while the link lives.
+#[derive(Default)]
+pub(crate) struct Transmitter {
+    queue: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+}
+
+/// What became of a flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// Nothing is left.
+    Done,
+    /// The link is full; it will become writable.
+    Full,
+    /// The kernel is out of memory; there will be no event, so try again soon.
+    Retry,
+}
+
+impl Transmitter {
+    /// Whether connections may add frames. Answers to received frames may be added regardless:
+    /// there is at most one for each, and none is received while this is false.
+    pub(crate) fn has_room(&self) -> bool {
+        self.queue.len() < TRANSMIT_LIMIT
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// A frame of `length` bytes, filled by `write`.
+    pub(crate) fn push<R>(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
+        let mut frame = self.spare.pop().unwrap_or_default();
+        frame.resize(length, 0);
+        let result = write(&mut frame);
+        self.queue.push_back(frame);
+        result
+    }
+
+    /// Drops what waits: its guest is gone.
+    pub(crate) fn clear(&mut self) {
+        while let Some(frame) = self.queue.pop_front() {
+            self.recycle(frame);
+        }
+    }
+
+    pub(crate) fn flush(&mut self, link: &OwnedFd, stats: &LiveStats) -> io::Result<Flush> {
+        while !self.queue.is_empty() {
+            match sys::send_batch(link.as_fd(), self.queue.iter().map(Vec::as_slice)) {
+                Ok(sent) => {
+                    for _ in 0..sent {
+                        if let Some(frame) = self.queue.pop_front() {
+                            stats.traffic.frames_out.add(1);
+                            stats.traffic.bytes_out.add(frame.len() as u64);
+                            self.recycle(frame);
+                        }
+                    }
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return Ok(Flush::Full),
+                    Some(libc::EINTR) => {}
+                    Some(libc::ENOBUFS | libc::ENOMEM) => return Ok(Flush::Retry),
+                    // The VMM's end is closed. A datagram socket has no end-of-file, so the loop
+                    // waits to be told what that means.
+                    Some(libc::ECONNREFUSED | libc::ENOTCONN | libc::ECONNRESET | libc::EPIPE) => {
+                        stats.refused.link_down.add(self.queue.len() as u64);
+                        self.clear();
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+        Ok(Flush::Done)
+    }
+
+    fn recycle(&mut self, frame: Vec<u8>) {
+        if self.spare.len() < TRANSMIT_LIMIT {
+            self.spare.push(frame);
+        }
+    }
+}
