@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use iii_proto::codec::{CodecError, FrameReader};
 use iii_proto::control::{GuestFault, GuestMessage, HostMessage, MAX_TEXT, PowerOffReason};
-use iii_proto::guest::{HealthCheck, Probe};
+use iii_proto::guest::{GuestSpec, HealthCheck, Probe};
 use iii_proto::ids::GuestPid;
 use iii_proto::log::Stream;
 use iii_proto::restart::{Exit, RestartPolicy};
@@ -51,15 +51,6 @@ pub enum LoopError {
     Codec(#[from] CodecError),
 }
 
-/// What the loop may do to the machine that it runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// PID 1 of a guest: the clock, the caches and the disks are its own.
-    Guest,
-    /// An ordinary process: none of these is touched.
-    Plain,
-}
-
 /// What the loop is told once.
 #[derive(Debug)]
 pub struct Settings {
@@ -73,8 +64,35 @@ pub struct Settings {
     pub allow_faults: bool,
     /// Seed of the restarts' jitter.
     pub seed: u64,
-    /// On what it runs.
-    pub role: Role,
+    /// The clock and the caches are the guest's own. As an ordinary process none is touched.
+    pub owns_machine: bool,
+}
+
+impl Settings {
+    /// What a spec says about supervision.
+    pub fn of(spec: &GuestSpec, owns_machine: bool) -> Self {
+        let [a, b, c, d, e, f, g, h, ..] = spec.entropy;
+        Self {
+            restart: spec.restart.clone(),
+            health: spec.health.clone(),
+            stop_grace: Duration::from_millis(spec.workload.stop_grace_ms),
+            allow_faults: spec.allow_faults,
+            seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            owns_machine,
+        }
+    }
+}
+
+/// What is left when the workload is not to run any more: sync, then
+/// [`ControlPort::last_word`].
+#[derive(Debug)]
+pub struct Finished {
+    /// Why.
+    pub reason: PowerOffReason,
+    /// For the last word.
+    pub control: ControlPort,
+    /// The number of the last log frame.
+    pub last_log_seq: u64,
 }
 
 /// The control port, usable before the loop runs: boot stages go out through it.
@@ -99,10 +117,15 @@ impl ControlPort {
         }
     }
 
+    /// Queues a message behind which another one follows soon.
+    pub fn queue(&mut self, message: &GuestMessage) -> Result<(), LoopError> {
+        Ok(self.out.push(message)?)
+    }
+
     /// Queues a message and writes what the port takes. A port that the host has not opened yet
     /// takes nothing: the message waits.
     pub fn send(&mut self, message: &GuestMessage) -> Result<(), LoopError> {
-        self.out.push(message)?;
+        self.queue(message)?;
         self.flush();
         Ok(())
     }
@@ -285,18 +308,17 @@ impl EventLoop {
             .map_err(|errno| LoopError::System("watch a descriptor", errno))
     }
 
-    /// Runs until the guest is to end; the last message has been sent then.
-    pub fn run(mut self) -> Result<PowerOffReason, LoopError> {
+    /// Runs until the guest is to end.
+    pub fn run(mut self) -> Result<Finished, LoopError> {
         self.feed(Event::Boot)?;
         loop {
             self.turn()?;
             if let Some(reason) = self.finished.take() {
-                if self.settings.role == Role::Guest {
-                    nix::unistd::sync();
-                }
-                self.control
-                    .last_word(reason.clone(), self.output.last_seq())?;
-                return Ok(reason);
+                return Ok(Finished {
+                    reason,
+                    last_log_seq: self.output.last_seq(),
+                    control: self.control,
+                });
             }
             self.wait()?;
         }
@@ -705,7 +727,7 @@ impl EventLoop {
                 guest_time_unix_ns,
             })?;
         }
-        if self.settings.role == Role::Guest {
+        if self.settings.owns_machine {
             let correction = self.clock.on_heartbeat(host_ns, guest_time_unix_ns);
             if let Err(errno) = clock::apply(correction) {
                 self.warn(format!("failed to set the guest's clock: {errno}"))?;
@@ -716,7 +738,7 @@ impl EventLoop {
 
     fn drop_caches(&mut self) -> Result<(), LoopError> {
         // One at a time: it takes the kernel up to a second, which is why a child does it.
-        if self.settings.role != Role::Guest || self.cache_drop.is_some() {
+        if !self.settings.owns_machine || self.cache_drop.is_some() {
             return Ok(());
         }
         // 2: dentries and inodes, which are what the file server holds descriptors for.

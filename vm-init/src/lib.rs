@@ -5,13 +5,16 @@
 //! * [`event_loop`]: one thread, one epoll loop over signals, a timer, the virtio-serial ports and
 //!   the workload's pipes; it feeds the core and does what the core orders. [`launch`],
 //!   [`confinement`], [`output`], [`outbound`] and [`probe`] are its hands.
-//! * [`plain`] runs the same supervision as an ordinary process.
+//! * [`boot`]: from the kernel's `/init` to a prepared workload: mounts, root overlay, network,
+//!   users, cgroup.
+//! * [`pid1`] is the guest's entry; [`plain`] runs the same supervision as an ordinary process.
 //!
 //! May depend on: `iii-proto`. Must never be in it: threads, async runtimes, anything that reads
 //! the host's files or that needs glibc's dynamic parts (`getpwnam`, NSS, `dlopen`), since the
 //! binary is linked statically.
 #![deny(unsafe_code)]
 
+pub mod boot;
 pub mod clock;
 pub mod confinement;
 pub mod event_loop;
@@ -19,6 +22,7 @@ pub mod health;
 pub mod launch;
 pub mod outbound;
 pub mod output;
+pub mod pid1;
 pub mod plain;
 pub mod probe;
 pub mod supervision;

@@ -4,7 +4,6 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
 
 use iii_proto::codec::{CodecError, decode_spec};
 use iii_proto::control::{GuestMessage, PowerOffReason};
@@ -13,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use crate::confinement::Confinement;
-use crate::event_loop::{ControlPort, EventLoop, LoopError, Role, Settings};
+use crate::event_loop::{ControlPort, EventLoop, Finished, LoopError, Settings};
 use crate::launch::{Identity, LaunchError, Launcher};
 use crate::sys;
 
@@ -88,16 +87,14 @@ pub fn run(spec: &Path, control: i32, log: i32) -> Result<PowerOffReason, PlainE
         boot_id: spec.boot_id,
         kernel: crate::kernel_release(),
     })?;
-    let [a, b, c, d, e, f, g, h, ..] = spec.entropy;
-    let settings = Settings {
-        restart: spec.restart,
-        health: spec.health,
-        stop_grace: Duration::from_millis(spec.workload.stop_grace_ms),
-        allow_faults: spec.allow_faults,
-        seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        role: Role::Plain,
-    };
-    Ok(EventLoop::new(settings, control, log, launcher, Confinement::ProcessGroup)?.run()?)
+    let settings = Settings::of(&spec, false);
+    let Finished {
+        reason,
+        mut control,
+        last_log_seq,
+    } = EventLoop::new(settings, control, log, launcher, Confinement::ProcessGroup)?.run()?;
+    control.last_word(reason.clone(), last_log_seq)?;
+    Ok(reason)
 }
 
 fn port(number: i32) -> Result<OwnedFd, PlainError> {

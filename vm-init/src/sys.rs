@@ -19,8 +19,7 @@ pub(crate) fn slew_clock(microseconds: i64) -> nix::Result<()> {
 }
 
 /// Mixes `seed` into the kernel's entropy pool and credits it (random(4), RNDADDENTROPY).
-#[allow(dead_code)]
-pub(crate) fn credit_entropy(random: BorrowedFd<'_>, seed: &[u8; 32]) -> nix::Result<()> {
+pub(crate) fn credit_entropy(random: &OwnedFd, seed: &[u8; 32]) -> nix::Result<()> {
     #[repr(C)]
     struct RandPoolInfo {
         entropy_count: i32,
@@ -41,7 +40,6 @@ pub(crate) fn credit_entropy(random: BorrowedFd<'_>, seed: &[u8; 32]) -> nix::Re
 }
 
 /// Sets this process's own nice value.
-#[allow(dead_code)]
 pub(crate) fn set_own_nice(nice: i32) -> nix::Result<()> {
     // SAFETY: setpriority takes plain numbers; 0 is the calling process.
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)

@@ -1,0 +1,98 @@
+//! The first instants of PID 1: the kernel's file systems on the boot medium, descriptors 0 to 2,
+//! and a place in the scheduler and in memory from which the workload cannot push it out.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::MsFlags;
+use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::stat::Mode;
+
+use super::filesystem::{Filesystem, FilesystemError, make_directory};
+use crate::sys;
+
+/// The virtio console. Opened directly: on about one SMP boot in thirty the kernel finds no
+/// `/dev/console`.
+const CONSOLE: &str = "/dev/hvc0";
+
+/// Why nothing can begin.
+#[derive(Debug, thiserror::Error)]
+pub enum EarlyError {
+    /// A kernel file system is missing.
+    #[error(transparent)]
+    Filesystem(#[from] FilesystemError),
+    /// A system call failed.
+    #[error("failed to {0}: {1}")]
+    System(&'static str, Errno),
+    /// A kernel file cannot be written.
+    #[error("failed to write {0}: {1}")]
+    Write(&'static str, std::io::Error),
+}
+
+/// Mounts /proc, /sys and /dev of the boot medium.
+pub fn mount_kernel_filesystems() -> Result<(), EarlyError> {
+    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    for (kind, target, flags) in [
+        ("proc", "/proc", safe),
+        ("sysfs", "/sys", safe),
+        ("devtmpfs", "/dev", MsFlags::MS_NOSUID),
+    ] {
+        make_directory(Path::new(target), 0o755)?;
+        Filesystem {
+            kind,
+            source: kind,
+            flags,
+            options: "",
+        }
+        .mount(Path::new(target))?;
+    }
+    Ok(())
+}
+
+/// Opens descriptors 0 to 2 where the kernel gave none, so that no later descriptor gets such a
+/// number; 1 and 2 become the console, for what Rust itself would say in a panic.
+pub fn open_standard_descriptors() -> Result<(), EarlyError> {
+    let null = || {
+        open("/dev/null", OFlag::O_RDWR, Mode::empty())
+            .map_err(|errno| EarlyError::System("open /dev/null", errno))
+    };
+    let mut spare = null()?;
+    while spare.as_raw_fd() <= 2 {
+        // Stays open for good: it is one of the three.
+        std::mem::forget(spare);
+        spare = null()?;
+    }
+    let console = match open(CONSOLE, OFlag::O_WRONLY | OFlag::O_NOCTTY, Mode::empty()) {
+        Ok(console) => console,
+        // A VM without a console has nobody who reads one.
+        Err(_) => null()?,
+    };
+    let result = nix::unistd::dup2_stdin(&spare)
+        .and_then(|()| nix::unistd::dup2_stdout(&console))
+        .and_then(|()| nix::unistd::dup2_stderr(&console));
+    result.map_err(|errno| EarlyError::System("set up descriptors 0 to 2", errno))
+}
+
+/// Keeps this process scheduled, in memory, and last in line for the out-of-memory killer.
+/// The workload's processes get the ordinary values back (see `ChildPlan`).
+pub fn protect_self() -> Result<(), EarlyError> {
+    sys::set_own_nice(-20).map_err(|errno| EarlyError::System("raise its own priority", errno))?;
+    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE)
+        .map_err(|errno| EarlyError::System("lock its own memory", errno))?;
+    write_file("/proc/self/oom_score_adj", "-1000")
+}
+
+/// Writes a short text to a file of the kernel's.
+pub fn write_file(path: &'static str, text: &str) -> Result<(), EarlyError> {
+    OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| EarlyError::Write(path, error))
+}

@@ -1,0 +1,252 @@
+//! lo and eth0, and the files in `/etc` that speak of names and addresses.
+
+use std::fmt::Write;
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use iii_proto::guest::GuestNetwork;
+use iii_proto::ids::WorkerName;
+use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+use super::early::{EarlyError, write_file};
+use super::netlink::{Batch, NetlinkError};
+
+const INTERFACE: &str = "eth0";
+const LOOPBACK_INDEX: u32 = 1;
+
+/// Why the network cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The VM has no network device.
+    #[error("failed to find network interface {INTERFACE}: {0}")]
+    NoInterface(Errno),
+    /// A request to the kernel failed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A switch of the kernel's cannot be set.
+    #[error(transparent)]
+    Setting(#[from] EarlyError),
+    /// The host name cannot be set.
+    #[error("failed to set host name {0}: {1}")]
+    HostName(String, Errno),
+    /// A file cannot be written.
+    #[error("failed to write {0}: {1}")]
+    File(&'static str, std::io::Error),
+}
+
+/// Brings the interfaces up. Call it in the new root.
+pub fn bring_up(network: Option<&GuestNetwork>) -> Result<(), NetworkError> {
+    let mut batch = Batch::default();
+    // The kernel gives lo its two addresses itself.
+    link_up(&mut batch, "bring lo up", LOOPBACK_INDEX, None);
+    if let Some(network) = network {
+        let index = if_nametoindex(INTERFACE).map_err(NetworkError::NoInterface)?;
+        // The guest's routers are its spec's; soliciting others would only cost frames.
+        write_file("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0")?;
+        link_up(&mut batch, "bring eth0 up", index, Some(network.mtu));
+        address(
+            &mut batch,
+            "set the IPv4 address",
+            index,
+            network.ipv4.into(),
+            network.ipv4_prefix,
+        );
+        address(
+            &mut batch,
+            "set the IPv6 address",
+            index,
+            network.ipv6.into(),
+            network.ipv6_prefix,
+        );
+        for (neighbour, route, gateway) in [
+            (
+                "enter the IPv4 gateway",
+                "set the IPv4 route",
+                IpAddr::from(network.ipv4_gateway),
+            ),
+            (
+                "enter the IPv6 gateway",
+                "set the IPv6 route",
+                IpAddr::from(network.ipv6_gateway),
+            ),
+        ] {
+            permanent_neighbour(&mut batch, neighbour, index, gateway, &network.gateway_mac);
+            default_route(&mut batch, route, index, gateway);
+        }
+    }
+    batch.execute()?;
+    // The workload's user may bind any port of its own VM, and ping.
+    write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
+    write_file("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
+    Ok(())
+}
+
+const CREATE: u16 = libc::NLM_F_CREATE as u16 | libc::NLM_F_REPLACE as u16;
+
+fn link_up(batch: &mut Batch, what: &'static str, index: u32, mtu: Option<u32>) {
+    let up = (libc::IFF_UP as u32).to_ne_bytes();
+    let mut fixed = Vec::with_capacity(16);
+    fixed.extend([0; 4]);
+    fixed.extend(index.to_ne_bytes());
+    fixed.extend(up);
+    fixed.extend(up);
+    let mtu = mtu.map(u32::to_ne_bytes);
+    let attributes: Vec<(u16, &[u8])> = mtu.iter().map(|m| (libc::IFLA_MTU, &m[..])).collect();
+    batch.add(what, libc::RTM_NEWLINK, 0, &fixed, &attributes);
+}
+
+fn family(address: IpAddr) -> (u8, Vec<u8>) {
+    match address {
+        IpAddr::V4(v4) => (libc::AF_INET as u8, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (libc::AF_INET6 as u8, v6.octets().to_vec()),
+    }
+}
+
+fn address(batch: &mut Batch, what: &'static str, index: u32, address: IpAddr, prefix: u8) {
+    let (family, octets) = family(address);
+    let mut fixed = vec![family, prefix, 0, libc::RT_SCOPE_UNIVERSE];
+    fixed.extend(index.to_ne_bytes());
+    // Nobody else is on this wire: without duplicate address detection it is usable at once.
+    let flags = (libc::IFA_F_PERMANENT | libc::IFA_F_NODAD).to_ne_bytes();
+    batch.add(
+        what,
+        libc::RTM_NEWADDR,
+        CREATE,
+        &fixed,
+        &[
+            (libc::IFA_LOCAL, &octets),
+            (libc::IFA_ADDRESS, &octets),
+            (libc::IFA_FLAGS, &flags),
+        ],
+    );
+}
+
+fn permanent_neighbour(
+    batch: &mut Batch,
+    what: &'static str,
+    index: u32,
+    address: IpAddr,
+    mac: &[u8; 6],
+) {
+    let (family, octets) = family(address);
+    let mut fixed = vec![family, 0, 0, 0];
+    fixed.extend(index.to_ne_bytes());
+    fixed.extend(libc::NUD_PERMANENT.to_ne_bytes());
+    fixed.extend([0, 0]);
+    batch.add(
+        what,
+        libc::RTM_NEWNEIGH,
+        CREATE,
+        &fixed,
+        &[(libc::NDA_DST, &octets), (libc::NDA_LLADDR, mac)],
+    );
+}
+
+fn default_route(batch: &mut Batch, what: &'static str, index: u32, gateway: IpAddr) {
+    let (family, octets) = family(gateway);
+    let mut fixed = vec![
+        family,
+        0,
+        0,
+        0,
+        libc::RT_TABLE_MAIN,
+        libc::RTPROT_BOOT,
+        libc::RT_SCOPE_UNIVERSE,
+        libc::RTN_UNICAST,
+    ];
+    fixed.extend([0; 4]);
+    batch.add(
+        what,
+        libc::RTM_NEWROUTE,
+        CREATE,
+        &fixed,
+        &[
+            (libc::RTA_GATEWAY, &octets),
+            (libc::RTA_OIF, &index.to_ne_bytes()),
+        ],
+    );
+}
+
+/// Sets the host name and writes hostname, hosts and resolv.conf. Call it in the new root.
+pub fn write_names(name: &WorkerName, network: Option<&GuestNetwork>) -> Result<(), NetworkError> {
+    nix::unistd::sethostname(name.as_str())
+        .map_err(|errno| NetworkError::HostName(name.to_string(), errno))?;
+    replace("/etc/hostname", Some(format!("{name}\n")))?;
+    replace("/etc/hosts", Some(hosts(name, network)))?;
+    replace("/etc/resolv.conf", network.map(resolver))
+}
+
+/// Writes a new file in place of whatever has the name, which may be a symlink that leads nowhere.
+fn replace(path: &'static str, content: Option<String>) -> Result<(), NetworkError> {
+    let failed = |error| NetworkError::File(path, error);
+    match fs::remove_file(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let Some(content) = content else {
+        return Ok(());
+    };
+    if let Some(parent) = Path::new(path).parent() {
+        fs::create_dir_all(parent).map_err(failed)?;
+    }
+    fs::write(path, content).map_err(failed)
+}
+
+fn hosts(name: &WorkerName, network: Option<&GuestNetwork>) -> String {
+    let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    // Writing to a String cannot fail.
+    match network {
+        Some(network) => {
+            write!(text, "{} {name}\n{} {name}\n", network.ipv4, network.ipv6).unwrap_or(());
+            for (host, address) in &network.hosts {
+                writeln!(text, "{address} {host}").unwrap_or(());
+            }
+        }
+        None => writeln!(text, "127.0.1.1 {name}").unwrap_or(()),
+    }
+    text
+}
+
+/// The gateway answers every query, its failures included; a lost one is asked again early.
+fn resolver(network: &GuestNetwork) -> String {
+    format!(
+        "nameserver {}\noptions timeout:2 attempts:3\n",
+        network.ipv4_gateway
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_name_localhost_the_guest_and_what_the_spec_adds() {
+        let name = WorkerName::new("api").unwrap();
+        assert_eq!(
+            hosts(&name, None),
+            "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 api\n"
+        );
+        let network = GuestNetwork {
+            mtu: 1500,
+            ipv4: [100, 96, 0, 2].into(),
+            ipv4_prefix: 30,
+            ipv4_gateway: [100, 96, 0, 1].into(),
+            ipv6: "fd00::2".parse().unwrap(),
+            ipv6_prefix: 64,
+            ipv6_gateway: "fd00::1".parse().unwrap(),
+            gateway_mac: [2; 6],
+            hosts: vec![(
+                String::from("host.iii.internal"),
+                [100, 96, 0, 1].map(u8::from).into(),
+            )],
+        };
+        assert!(
+            hosts(&name, Some(&network))
+                .ends_with("\n100.96.0.2 api\nfd00::2 api\n100.96.0.1 host.iii.internal\n")
+        );
+        assert!(resolver(&network).starts_with("nameserver 100.96.0.1\n"));
+    }
+}
