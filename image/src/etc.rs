@@ -4,10 +4,10 @@
 //! `ld.so.cache` some libraries are not found. Nothing is taken but what is listed here, and of
 //! that only what every user of the host may read.
 
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read as _};
+use std::fs::{self, File, FileType};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use memchr::memmem;
 
@@ -85,16 +85,21 @@ pub(crate) fn copy(host_root: &Path, skeleton: &mut Skeleton, notes: &mut Vec<St
             return;
         }
     };
-    let mut wanted: Vec<String> = names
+    let mut wanted: Vec<(String, FileType)> = names
         .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| is_wanted(name))
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().into_string().ok()?,
+                entry.file_type().ok()?,
+            ))
+        })
+        .filter(|(name, _)| is_wanted(name))
         .collect();
     // The caps must strike the same entries at each start.
-    wanted.sort_unstable();
-    for name in wanted {
+    wanted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    for (name, kind) in wanted {
         let host = host_root.join("etc").join(&name);
-        copier.entry(&host, &format!("/etc/{name}"), 0);
+        copier.entry(&host, &format!("/etc/{name}"), kind, 0);
     }
 }
 
@@ -105,6 +110,8 @@ fn is_wanted(name: &str) -> bool {
         None => name == *wanted,
     })
 }
+
+const UNREADABLE: &str = "it is not readable by everyone";
 
 struct Copier<'a> {
     host_root: &'a Path,
@@ -120,7 +127,7 @@ impl Copier<'_> {
             .push(format!("{path} is not in the guest: {reason}"));
     }
 
-    fn entry(&mut self, host: &Path, guest: &str, depth: usize) {
+    fn entry(&mut self, host: &Path, guest: &str, kind: FileType, depth: usize) {
         if depth > MAX_DEPTH {
             return self.note(guest, "directories are too deep");
         }
@@ -128,26 +135,27 @@ impl Copier<'_> {
             return self.note(guest, &format!("there are more than {MAX_ENTRIES} entries"));
         }
         self.entries += 1;
-        let metadata = match fs::symlink_metadata(host) {
-            Ok(metadata) => metadata,
-            Err(error) => return self.note(guest, &error.to_string()),
-        };
-        if metadata.is_symlink() {
+        if kind.is_symlink() {
             self.link(host, guest, depth);
-        } else if metadata.is_dir() {
-            self.directory(host, guest, &metadata, depth);
+        } else if kind.is_dir() {
+            self.directory(host, guest, depth);
+        } else if kind.is_file() {
+            self.file(host, guest);
         } else {
-            self.file(host, guest, &metadata);
+            self.note(guest, "it is not a regular file");
         }
     }
 
-    fn directory(&mut self, host: &Path, guest: &str, metadata: &Metadata, depth: usize) {
+    fn directory(&mut self, host: &Path, guest: &str, depth: usize) {
         const READ_AND_SEARCH_BY_OTHERS: u32 = 0o005;
         if guest.ends_with("/private") {
             return self.note(guest, "private keys stay on the host");
         }
-        if metadata.mode() & READ_AND_SEARCH_BY_OTHERS != READ_AND_SEARCH_BY_OTHERS {
-            return self.note(guest, "it is not readable by everyone");
+        match fs::metadata(host) {
+            Ok(metadata)
+                if metadata.mode() & READ_AND_SEARCH_BY_OTHERS == READ_AND_SEARCH_BY_OTHERS => {}
+            Ok(_) => return self.note(guest, UNREADABLE),
+            Err(error) => return self.note(guest, &error.to_string()),
         }
         let entries = match fs::read_dir(host) {
             Ok(entries) => entries,
@@ -167,13 +175,9 @@ impl Copier<'_> {
         children.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         for (name, kind) in children {
             let (host, guest) = (host.join(&name), format!("{guest}/{name}"));
-            // The listing has said that it is a link: one call less for each of hundreds.
             match kind {
-                Ok(kind) if kind.is_symlink() && self.entries < MAX_ENTRIES => {
-                    self.entries += 1;
-                    self.link(&host, &guest, depth + 1);
-                }
-                _ => self.entry(&host, &guest, depth + 1),
+                Ok(kind) => self.entry(&host, &guest, kind, depth + 1),
+                Err(error) => self.note(&guest, &error.to_string()),
             }
         }
     }
@@ -197,7 +201,11 @@ impl Copier<'_> {
             .iter()
             .any(|dir| paths::below(&absolute, dir).is_some())
         {
-            return self.entry(&self.host_path(&absolute), guest, depth + 1);
+            let host = self.host_root.join(absolute.trim_start_matches('/'));
+            return match fs::symlink_metadata(&host) {
+                Ok(metadata) => self.entry(&host, guest, metadata.file_type(), depth + 1),
+                Err(error) => self.note(guest, &error.to_string()),
+            };
         }
         self.note(
             guest,
@@ -205,21 +213,24 @@ impl Copier<'_> {
         );
     }
 
-    fn file(&mut self, host: &Path, guest: &str, metadata: &Metadata) {
+    fn file(&mut self, host: &Path, guest: &str) {
         const READ_BY_OTHERS: u32 = 0o004;
-        if !metadata.is_file() {
-            return self.note(guest, "it is not a regular file");
-        }
+        let opened = File::open(host).and_then(|file| Ok((file.metadata()?, file)));
+        let (metadata, file) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.note(guest, &error.to_string()),
+        };
         if metadata.mode() & READ_BY_OTHERS == 0 {
-            return self.note(guest, "it is not readable by everyone");
+            return self.note(guest, UNREADABLE);
         }
         if metadata.len() > MAX_FILE {
             return self.note(guest, &format!("its {} bytes are too many", metadata.len()));
         }
-        let bytes = match read_at_most(host, MAX_FILE) {
-            Ok(bytes) => bytes,
-            Err(error) => return self.note(guest, &error.to_string()),
-        };
+        // One byte more than it has: then the first read also sees the end.
+        let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
+        if let Err(error) = file.take(MAX_FILE).read_to_end(&mut bytes) {
+            return self.note(guest, &error.to_string());
+        }
         if self.total + bytes.len() as u64 > MAX_TOTAL {
             return self.note(
                 guest,
@@ -236,10 +247,6 @@ impl Copier<'_> {
             0o755
         };
         self.skeleton.file(guest, mode, bytes);
-    }
-
-    fn host_path(&self, guest: &str) -> PathBuf {
-        self.host_root.join(guest.trim_start_matches('/'))
     }
 }
 
@@ -259,10 +266,4 @@ fn is_visible(absolute: &str) -> bool {
     SEEN.iter().any(|dir| paths::below(absolute, dir).is_some())
         || paths::below(absolute, "/etc")
             .is_some_and(|below| is_wanted(below.split('/').next().unwrap_or("")))
-}
-
-fn read_at_most(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
