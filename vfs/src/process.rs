@@ -220,6 +220,8 @@ fn start(
             if ended.send(ending).is_err() {
                 tracing::debug!("the process ends already");
             }
+            // Before the wake-up: no sender left is how the main thread knows the last ending.
+            drop(ended);
             sink.wake();
         })
         .map_err(|error| fault(&error))?;
