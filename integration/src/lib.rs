@@ -1,1 +1,249 @@
-//! End-to-end tests that boot VMs.
+//! What the end-to-end tests stand on: a supervisor in the test's own process, and facts to wait
+//! for. Every VM in these tests is a real one.
+//!
+//! The helper binaries and `iii-super` itself must have been built (`cargo build --workspace
+//! --bins`, which `make test` does). May depend on everything. Must never be in it: mocks.
+#![deny(unsafe_code)]
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use iii_actors::event::{Event, EventKind, LogLine};
+use iii_actors::spec::WorkerSpec;
+use iii_proto::ids::{BootId, GuestPid, WorkerName};
+use iii_supervisor::supervisor::{Shutdown, Supervisor};
+use tokio::sync::{broadcast, mpsc};
+
+/// Nothing in these tests takes as long unless it is broken; a loaded machine only makes them
+/// slower, never wrong.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where cargo has put the binaries of this build.
+pub fn binaries() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test knows its own path");
+    exe.ancestors()
+        .skip(1)
+        .find(|dir| dir.join("iii-shim").exists())
+        .expect("build the helpers first: cargo build --workspace --bins")
+        .to_owned()
+}
+
+/// A worker on the host's root that runs a shell script.
+pub fn shell(name: &str, script: &str) -> WorkerSpec {
+    let command = ["/bin/sh", "-c", script].map(String::from).to_vec();
+    let mut spec = WorkerSpec::new(worker_name(name), command);
+    spec.allow_faults = true;
+    spec
+}
+
+/// A worker's name.
+pub fn worker_name(name: &str) -> WorkerName {
+    WorkerName::new(name).expect("the test's name is valid")
+}
+
+/// A supervisor, and everything that it has said.
+pub struct Bench {
+    /// The supervisor under test.
+    pub supervisor: Supervisor,
+    events: broadcast::Receiver<Event>,
+    logs: mpsc::Receiver<LogLine>,
+    /// Events seen so far.
+    pub seen: Vec<Event>,
+    /// Lines seen so far.
+    pub lines: Vec<LogLine>,
+}
+
+impl Bench {
+    /// A supervisor with these workers, started.
+    pub async fn start(specs: Vec<WorkerSpec>) -> Self {
+        let mut bench = Self::empty().await;
+        bench.add(specs).await;
+        bench
+    }
+
+    /// A supervisor without workers.
+    pub async fn empty() -> Self {
+        let supervisor = Supervisor::builder()
+            .helper_dir(binaries())
+            .start()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        let events = supervisor.events();
+        let logs = supervisor.take_logs().expect("nobody has taken them");
+        Self {
+            supervisor,
+            events,
+            logs,
+            seen: Vec::new(),
+            lines: Vec::new(),
+        }
+    }
+
+    /// Adds workers.
+    pub async fn add(&mut self, specs: Vec<WorkerSpec>) {
+        let prepared = self
+            .supervisor
+            .prepare(specs)
+            .await
+            .unwrap_or_else(|errors| {
+                let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                panic!("{}", texts.join("\n"))
+            });
+        for worker in prepared {
+            self.supervisor.add(worker).await.expect("the name is new");
+        }
+    }
+
+    /// Takes in events and lines until one satisfies `fact`, looking first at what was not looked
+    /// at by an earlier wait.
+    async fn until<T>(&mut self, what: &str, mut fact: impl FnMut(&Self) -> Option<T>) -> T {
+        let waiting = async {
+            loop {
+                if let Some(found) = fact(self) {
+                    return found;
+                }
+                tokio::select! {
+                    event = self.events.recv() => match event {
+                        Ok(event) => self.seen.push(event),
+                        Err(error) => panic!("waiting for {what}: {error}"),
+                    },
+                    line = self.logs.recv() => match line {
+                        Some(line) => self.lines.push(line),
+                        None => panic!("waiting for {what}: the logs have ended"),
+                    },
+                }
+            }
+        };
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(found) => found,
+            Err(_) => panic!("no {what} within {PATIENCE:?}; seen:\n{}", self.story()),
+        }
+    }
+
+    /// The first event at or behind position `from` that satisfies `fact`, and the position behind
+    /// it.
+    pub async fn event<T>(
+        &mut self,
+        from: usize,
+        what: &str,
+        fact: impl Fn(&Event) -> Option<T>,
+    ) -> (T, usize) {
+        self.until(what, |bench| {
+            let (at, found) = bench
+                .seen
+                .iter()
+                .enumerate()
+                .skip(from)
+                .find_map(|(at, event)| Some((at, fact(event)?)))?;
+            Some((found, at + 1))
+        })
+        .await
+    }
+
+    /// The first line of `worker` that starts with `prefix`, as text.
+    pub async fn line(&mut self, worker: &str, prefix: &str) -> String {
+        self.line_from(0, worker, prefix).await.0
+    }
+
+    /// As [`Self::line`] from position `from` on; also returns the position behind it.
+    pub async fn line_from(&mut self, from: usize, worker: &str, prefix: &str) -> (String, usize) {
+        self.until(&format!("line {prefix:?} of {worker}"), |bench| {
+            bench
+                .lines
+                .iter()
+                .enumerate()
+                .skip(from)
+                .find_map(|(at, line)| {
+                    let text = String::from_utf8_lossy(&line.text).into_owned();
+                    let hit = line.worker.as_str() == worker && text.starts_with(prefix);
+                    hit.then_some((text, at + 1))
+                })
+        })
+        .await
+    }
+
+    /// Waits until `worker` is ready, looking from position `from` on.
+    pub async fn ready(&mut self, from: usize, worker: &str) -> (BootId, GuestPid, usize) {
+        let ((boot, pid), next) = self
+            .event(
+                from,
+                &format!("readiness of {worker}"),
+                |event| match &event.kind {
+                    EventKind::WorkloadReady { pid } if is(event, worker) => {
+                        Some((event.boot.expect("a workload runs in a boot"), *pid))
+                    }
+                    _ => None,
+                },
+            )
+            .await;
+        (boot, pid, next)
+    }
+
+    /// Where the next event will be put.
+    pub fn mark(&mut self) -> usize {
+        while let Ok(event) = self.events.try_recv() {
+            self.seen.push(event);
+        }
+        self.seen.len()
+    }
+
+    /// Everything that was seen, for a failure's message.
+    pub fn story(&self) -> String {
+        let mut story = String::new();
+        for event in &self.seen {
+            story += &format!(
+                "{:?} {:?} {:?} {:?}\n",
+                event.at, event.worker, event.boot, event.kind
+            );
+        }
+        for line in &self.lines {
+            story += &format!(
+                "{} | {}\n",
+                line.worker,
+                String::from_utf8_lossy(&line.text)
+            );
+        }
+        story
+    }
+
+    /// Stops everything in order.
+    pub async fn stop(mut self) -> Self {
+        self.drain_until_stopped().await;
+        self
+    }
+
+    async fn drain_until_stopped(&mut self) {
+        let Self {
+            supervisor,
+            events,
+            logs,
+            seen,
+            lines,
+        } = self;
+        {
+            let mut shutdown = std::pin::pin!(supervisor.shutdown(Shutdown::Graceful));
+            // Somebody must go on reading, or the workloads' last words block the stop.
+            loop {
+                tokio::select! {
+                    _ = &mut shutdown => break,
+                    Ok(event) = events.recv() => seen.push(event),
+                    Some(line) = logs.recv() => lines.push(line),
+                }
+            }
+        }
+        while let Ok(event) = events.try_recv() {
+            seen.push(event);
+        }
+        while let Ok(line) = logs.try_recv() {
+            lines.push(line);
+        }
+    }
+}
+
+/// Whether an event is about this worker.
+pub fn is(event: &Event, worker: &str) -> bool {
+    event
+        .worker
+        .as_ref()
+        .is_some_and(|name| name.as_str() == worker)
+}

@@ -5,6 +5,10 @@ use std::io::Write;
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
+/// By which the supervisor knows this file before it runs it.
+#[used]
+static MARKER: &str = iii_proto::helper_marker!("iii-vfs");
+
 const USAGE: &str = "usage: iii-vfs --config-fd N --events-fd N | --version
 iii-super starts it, with descriptors that no shell would have.";
 

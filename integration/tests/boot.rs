@@ -1,0 +1,59 @@
+//! A worker from its spec to a running workload in a VM.
+
+use iii_integration::{Bench, shell};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workload_sees_its_own_linux() {
+    let script = r#"
+        echo "release $(uname -r)"
+        echo "init $(cat /proc/1/comm)"
+        echo "user $(id -u):$(id -g) $HOME"
+        ip -o addr | sed 's/^/addr /'
+        mount | sed 's/^/mount /'
+        echo "worker $III_WORKER_NAME boot $III_BOOT_ID"
+        ls -d /home/* /root /var/lib/* 2>&1 | sed 's/^/dir /'
+        echo end
+        exec sleep 1000
+    "#;
+    let mut bench = Bench::start(vec![shell("look", script)]).await;
+    bench.line("look", "end").await;
+    for line in &bench.lines {
+        println!("{}", String::from_utf8_lossy(&line.text));
+    }
+    assert!(
+        bench
+            .line("look", "release ")
+            .await
+            .starts_with("release 6.12.")
+    );
+    assert_eq!(bench.line("look", "init ").await, "init vm-init");
+    assert_eq!(
+        bench.line("look", "user ").await,
+        "user 1000:1000 /home/worker"
+    );
+    let (boot, _, _) = bench.ready(0, "look").await;
+    assert_eq!(
+        bench.line("look", "worker ").await,
+        format!("worker look boot {boot}")
+    );
+    let lines: Vec<String> = bench
+        .lines
+        .iter()
+        .map(|l| String::from_utf8_lossy(&l.text).into_owned())
+        .collect();
+    assert!(
+        lines
+            .iter()
+            .any(|l| l.starts_with("addr ") && l.contains("100.96.0.2/30"))
+    );
+    let virtiofs = lines
+        .iter()
+        .filter(|l| l.starts_with("mount ") && l.contains("virtiofs"));
+    assert!(virtiofs.count() <= 1, "nothing of the host but /usr");
+    assert!(
+        !lines
+            .iter()
+            .any(|l| l.starts_with("dir /home/") && l != "dir /home/worker")
+    );
+    bench.stop().await;
+}
