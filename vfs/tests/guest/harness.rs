@@ -137,10 +137,7 @@ fn kernel() -> &'static Path {
     static KERNEL: OnceLock<PathBuf> = OnceLock::new();
     KERNEL.get_or_init(|| {
         let options = FirmwareOptions::from_env().unwrap();
-        Firmware::locate(&options, &())
-            .unwrap()
-            .kernel()
-            .to_owned()
+        Firmware::locate(&options, &()).unwrap().kernel().to_owned()
     })
 }
 
@@ -184,7 +181,12 @@ pub fn boot(playground: &Playground, server: &mut Server, script: &str) -> Strin
             path.display()
         ))
         .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
-        .args(["-device", "virtio-serial-device", "-chardev", "stdio,id=con"])
+        .args([
+            "-device",
+            "virtio-serial-device",
+            "-chardev",
+            "stdio,id=con",
+        ])
         .args(["-device", "virtconsole,chardev=con"]);
     let mut descriptors = Vec::new();
     for (index, (tag, stream)) in server.devices.drain(..).enumerate() {
