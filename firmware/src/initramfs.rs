@@ -7,6 +7,10 @@
 
 use std::collections::HashSet;
 
+use iii_proto::GUEST_SPEC_PATH;
+use iii_proto::codec::{CodecError, encode_spec};
+use iii_proto::guest::GuestSpec;
+
 const MAGIC: &[u8; 6] = b"070701";
 const TRAILER: &str = "TRAILER!!!";
 const ALIGNMENT: usize = 4;
@@ -177,6 +181,20 @@ fn checked(path: &str) -> Result<&str, InitramfsError> {
         && name != TRAILER
         && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if sound { Ok(name) } else { Err(refuse()) }
+}
+
+/// The segment of one boot: what vm-init is told to become, readable by root alone, since it holds
+/// the workload's environment.
+pub fn boot_segment(spec: &GuestSpec) -> Result<Vec<u8>, CodecError> {
+    let encoded = encode_spec(spec)?;
+    let mut segment = Initramfs::new();
+    segment.parents(GUEST_SPEC_PATH.trim_start_matches('/'));
+    segment.entry(
+        GUEST_SPEC_PATH.trim_start_matches('/'),
+        TYPE_REGULAR | 0o400,
+        &encoded,
+    );
+    Ok(segment.finish())
 }
 
 /// Lays `segments` end to end in an anonymous memory file and seals it: neither size nor content

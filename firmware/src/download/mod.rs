@@ -169,3 +169,74 @@ pub(crate) fn link(path: &Path, known: &KnownLibrary) -> Result<(), InstallError
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::known::{KNOWN_LIBRARIES, KnownWheel};
+
+    /// A build whose pinned bytes are these.
+    pub(super) fn known(library: &[u8]) -> &'static KnownLibrary {
+        known_in_wheel(library, b"")
+    }
+
+    pub(super) fn known_in_wheel(library: &[u8], wheel: &[u8]) -> &'static KnownLibrary {
+        let real = KNOWN_LIBRARIES[0];
+        let hex = |bytes: &[u8]| -> &'static str { Digest::of(bytes).to_string().leak() };
+        Box::leak(Box::new(KnownLibrary {
+            size: library.len() as u64,
+            sha256: hex(library),
+            wheel: KnownWheel {
+                size: wheel.len() as u64,
+                sha256: hex(wheel),
+                ..real.wheel
+            },
+            ..real
+        }))
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_fetched_again() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let home = IiiHome::at(dir.path()).expect("absolute");
+        make_dir(&home.lib_dir()).expect("made");
+        let path = home.lib_dir().join("libkrunfw.so.5.6.1");
+        fs::write(&path, b"the library").expect("written");
+        let verified = VerifiedFiles::in_cache(&home.cache_dir());
+        let fetched = fetch(&home, known(b"the library"), &verified, &()).expect("it is there");
+        assert_eq!(fetched, path);
+    }
+
+    #[test]
+    fn installing_puts_file_and_link_in_place_over_what_was_there() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let known = known(b"the library");
+        let path = dir.path().join("lib").join(known.file_name);
+        make_dir(&dir.path().join("lib")).expect("made");
+        fs::write(&path, b"damaged").expect("written");
+        let fetched = dir.path().join("fetched");
+        fs::write(&fetched, b"the library").expect("written");
+        install(&fetched, &path, known).expect("installed");
+        let link = path.with_file_name("libkrunfw.so.5");
+        assert_eq!(
+            fs::read(&link).expect("leads to the library"),
+            b"the library"
+        );
+
+        // A link that cannot be made is an error, not a success without a link.
+        fs::remove_file(&link).expect("removed");
+        fs::create_dir(&link).expect("made");
+        fs::write(&fetched, b"the library").expect("written");
+        let error = install(&fetched, &path, known).expect_err("a directory is in the way");
+        assert!(error.to_string().contains("libkrunfw.so.5"), "{error}");
+    }
+
+    #[test]
+    fn pins_are_whole() {
+        for known in KNOWN_LIBRARIES {
+            known.sha256.parse::<Digest>().expect("a digest");
+            known.wheel.sha256.parse::<Digest>().expect("a digest");
+            assert!(known.wheel.member.ends_with(known.file_name));
+        }
+    }
+}

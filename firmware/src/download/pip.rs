@@ -232,3 +232,118 @@ fn unpack(
     }
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use zip::write::SimpleFileOptions;
+
+    use super::super::tests::{known, known_in_wheel};
+    use super::*;
+
+    const LIBRARY: &[u8] = b"the library";
+
+    fn wheel(member: &str, content: &[u8]) -> Vec<u8> {
+        let mut archive = zip::ZipWriter::new(io::Cursor::new(Vec::new()));
+        let options =
+            SimpleFileOptions::default().compression_method(zip::CompressionMethod::Deflated);
+        archive.start_file(member, options).expect("started");
+        archive.write_all(content).expect("written");
+        archive.finish().expect("finished").into_inner()
+    }
+
+    /// A pip that behaves as `script` says; `$DEST` is where the wheel goes. The shell is given the
+    /// file: executing what was just written fails while another test's fork holds it open.
+    fn pip(dir: &Path, script: &str) -> &'static [&'static str] {
+        let path = dir.join("pip");
+        let preamble = "while [ \"$1\" != --dest ]; do shift; done\nDEST=$2\n";
+        fs::write(&path, format!("{preamble}{script}\n")).expect("written");
+        vec!["sh", path.display().to_string().leak()].leak()
+    }
+
+    fn run(script: &str, packed: &[u8]) -> Result<Vec<u8>, FetchError> {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let scratch = dir.path().join("scratch");
+        fs::create_dir(&scratch).expect("made");
+        fs::write(dir.path().join("packed"), packed).expect("written");
+        let script = script.replace("$PACKED", &dir.path().join("packed").display().to_string());
+        let known = known_in_wheel(LIBRARY, packed);
+        let wheel = download(&known.wheel, &scratch, &[pip(dir.path(), &script)], &())?;
+        let library = unpack(&wheel, known, &scratch, &())?;
+        Ok(fs::read(library).expect("readable"))
+    }
+
+    const MEMBER: &str = "microsandbox/_bundled/lib/libkrunfw.so.5.6.1";
+
+    #[test]
+    fn the_library_comes_out_of_the_pinned_wheel() {
+        let packed = wheel(MEMBER, LIBRARY);
+        let library = run("cp $PACKED $DEST/microsandbox.whl", &packed).expect("accepted");
+        assert_eq!(library, LIBRARY);
+    }
+
+    #[test]
+    fn another_wheel_or_library_is_refused() {
+        let packed = wheel(MEMBER, LIBRARY);
+        let error = run("echo other > $DEST/microsandbox.whl", &packed).expect_err("other wheel");
+        assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+        for (member, content) in [
+            (MEMBER, &b"thE library"[..]),
+            (MEMBER, b"the library and more"),
+            ("other", LIBRARY),
+        ] {
+            let packed = wheel(member, content);
+            let error = run("cp $PACKED $DEST/microsandbox.whl", &packed).expect_err("refused");
+            assert!(error.to_string().contains(MEMBER), "{error}");
+        }
+        assert!(matches!(
+            run("cp $PACKED $DEST/microsandbox.whl", b"no archive"),
+            Err(FetchError::Wheel { .. })
+        ));
+    }
+
+    #[test]
+    fn what_pip_says_is_passed_on() {
+        let error =
+            run("echo 'ERROR: No matching distribution' >&2; exit 1", b"").expect_err("fails");
+        assert!(
+            error.to_string().contains("No matching distribution"),
+            "{error}"
+        );
+        let error = run("exit 3", b"").expect_err("fails");
+        assert!(error.to_string().contains("exit status: 3"), "{error}");
+        let error = run("exit 0", b"").expect_err("left nothing");
+        assert!(error.to_string().contains("left no wheel"), "{error}");
+    }
+
+    #[test]
+    fn without_pip_the_remedy_is_named() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let without = pip(
+            dir.path(),
+            "echo 'python3: No module named pip' >&2; exit 1",
+        );
+        let error = download(
+            &known(LIBRARY).wheel,
+            dir.path(),
+            &[without, &["/no/such/pip"]],
+            &(),
+        )
+        .expect_err("no pip");
+        let text = error.to_string();
+        assert!(
+            text.contains("/no/such/pip") && text.contains("install python3-pip"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_pip_that_hangs_is_ended() {
+        let mut child = Command::new("sleep").arg("600").spawn().expect("started");
+        let mut looks = 0;
+        let ended = wait(&mut child, Duration::from_millis(1), || looks += 1).expect("waits");
+        assert!(ended.is_none() && looks > 0);
+        assert!(child.try_wait().expect("reaped").is_some());
+    }
+}

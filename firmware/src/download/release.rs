@@ -139,3 +139,108 @@ fn read_watched(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::net::{TcpListener, TcpStream};
+    use std::thread::JoinHandle;
+
+    use super::super::tests::known;
+    use super::*;
+
+    const BODY: &[u8] = b"the library";
+
+    /// Answers one request with these bytes; the connection stays open until the test ends.
+    fn serve(answer: Vec<u8>) -> (String, JoinHandle<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}/asset", listener.local_addr().expect("bound"));
+        let served = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let reader = BufReader::new(stream.try_clone().expect("cloned"));
+            reader
+                .lines()
+                .map_while(Result::ok)
+                .take_while(|line| !line.is_empty())
+                .for_each(drop);
+            stream.write_all(&answer).expect("sent");
+            stream
+        });
+        (url, served)
+    }
+
+    fn answer(status: &str, length: usize, body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    }
+
+    fn fetched(answer: Vec<u8>, stall: Duration) -> Result<Vec<u8>, FetchError> {
+        let scratch = tempfile::tempdir().expect("temporary directory");
+        let (url, served) = serve(answer);
+        let path = fetch_from(&url, known(BODY), scratch.path(), stall, &());
+        served.join().expect("served");
+        Ok(std::fs::read(path?).expect("readable"))
+    }
+
+    const PATIENT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn the_pinned_bytes_are_accepted() {
+        let body = fetched(answer("200 OK", BODY.len(), BODY), PATIENT).expect("accepted");
+        assert_eq!(body, BODY);
+    }
+
+    #[test]
+    fn other_bytes_are_refused_by_digest_and_by_size() {
+        let other = fetched(answer("200 OK", BODY.len(), b"the lIbrary"), PATIENT);
+        let error = other.expect_err("other bytes");
+        assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+        let longer = [BODY, b"!"].concat();
+        let error = fetched(answer("200 OK", longer.len(), &longer), PATIENT).expect_err("longer");
+        assert!(matches!(error, FetchError::TooLarge { .. }), "{error}");
+        let error = fetched(answer("200 OK", 3, b"the"), PATIENT).expect_err("shorter");
+        assert!(matches!(error, FetchError::Digest { .. }), "{error}");
+    }
+
+    #[test]
+    fn an_error_of_the_server_is_told() {
+        let error = fetched(answer("404 Not Found", 0, b""), PATIENT).expect_err("no such asset");
+        assert!(error.to_string().contains("404"), "{error}");
+    }
+
+    #[test]
+    fn a_connection_that_goes_silent_is_given_up() {
+        let scratch = tempfile::tempdir().expect("temporary directory");
+        let (url, served) = serve(answer("200 OK", BODY.len(), b"the"));
+        let error = fetch_from(
+            &url,
+            known(BODY),
+            scratch.path(),
+            Duration::from_millis(50),
+            &(),
+        )
+        .expect_err("silent");
+        assert!(error.to_string().contains("nothing came"), "{error}");
+        drop(served.join().expect("served"));
+    }
+
+    #[test]
+    fn a_body_that_breaks_off_is_an_error() {
+        let scratch = tempfile::tempdir().expect("temporary directory");
+        let (url, served) = serve(answer("200 OK", BODY.len(), b"the"));
+        let closer = std::thread::spawn(move || drop(served.join().expect("served")));
+        let error = fetch_from(&url, known(BODY), scratch.path(), PATIENT, &()).expect_err("cut");
+        assert!(matches!(error, FetchError::Http { .. }), "{error}");
+        closer.join().expect("closed");
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_an_error() {
+        let scratch = tempfile::tempdir().expect("temporary directory");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}/asset", listener.local_addr().expect("bound"));
+        drop(listener);
+        let error = fetch_from(&url, known(BODY), scratch.path(), PATIENT, &()).expect_err("gone");
+        assert!(error.to_string().contains(&url), "{error}");
+    }
+}
