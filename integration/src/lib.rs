@@ -11,7 +11,7 @@ use std::time::Duration;
 use iii_actors::event::{Event, EventKind, LogLine};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_supervisor::supervisor::{Shutdown, Supervisor};
+use iii_supervisor::{Shutdown, Supervisor};
 use tokio::sync::{broadcast, mpsc};
 
 /// Nothing in these tests takes as long unless it is broken; a loaded machine only makes them

@@ -17,16 +17,13 @@ async fn a_workload_sees_its_own_linux() {
     "#;
     let mut bench = Bench::start(vec![shell("look", script)]).await;
     bench.line("look", "end").await;
-    for line in &bench.lines {
-        println!("{}", String::from_utf8_lossy(&line.text));
-    }
     assert!(
         bench
             .line("look", "release ")
             .await
             .starts_with("release 6.12.")
     );
-    assert_eq!(bench.line("look", "init ").await, "init vm-init");
+    assert_eq!(bench.line("look", "init ").await, "init init");
     assert_eq!(
         bench.line("look", "user ").await,
         "user 1000:1000 /home/worker"
@@ -55,5 +52,6 @@ async fn a_workload_sees_its_own_linux() {
             .iter()
             .any(|l| l.starts_with("dir /home/") && l != "dir /home/worker")
     );
-    bench.stop().await;
+    let bench = bench.stop().await;
+    println!("{}", bench.story());
 }

@@ -12,7 +12,8 @@ use iii_firmware::initramfs::{Initramfs, InitramfsError};
 use iii_image::{
     CommandError, CommandLookup, EntryKind, HostRoot, HostRootError, MountView, SkeletonEntry,
 };
-use iii_net::{Policy, PolicyMode, RuleError};
+use iii_net::policy::RuleError;
+use iii_net::{Policy, PolicyMode};
 use iii_proto::SKELETON_PATH;
 use iii_proto::guest::{GuestUser, Mount, MountSource, Root, Upper};
 use iii_proto::ids::WorkerName;
@@ -54,6 +55,9 @@ pub enum PrepareFault {
     /// The host's toolchain cannot be its root.
     #[error(transparent)]
     HostRoot(#[from] HostRootError),
+    /// A kind of root that this supervisor does not know.
+    #[error("failed to prepare its root: this build does not know {0}")]
+    UnknownRoot(String),
     /// Its command is not in its guest.
     #[error(transparent)]
     Command(#[from] CommandError),
@@ -145,11 +149,9 @@ impl<'a> Preparation<'a> {
     }
 
     fn worker(&mut self, mut spec: WorkerSpec) -> Result<WorkerPlan, Vec<PrepareFault>> {
-        let (root, initramfs) = match spec.root {
+        let (root, initramfs) = match &spec.root {
             RootSpec::Host => self.host_root().map_err(|fault| vec![fault])?,
-            // RootSpec is non-exhaustive for others; here every kind is known.
-            #[expect(unreachable_patterns, reason = "the enum grows with image roots")]
-            _ => unreachable!("every kind of root is handled above"),
+            other => return Err(vec![PrepareFault::UnknownRoot(format!("{other:?}"))]),
         };
         let mut faults = Vec::new();
         let user = user(&spec, &root.skeleton).unwrap_or_else(|fault| {

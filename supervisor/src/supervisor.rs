@@ -8,11 +8,12 @@ use iii_actors::event::{Event, EventBus, EventKind, LogLine};
 use iii_actors::plan::Environment;
 use iii_actors::spec::WorkerSpec;
 use iii_actors::{ActorSystem, AddError, Fault, InjectError, Outcomes, SystemError};
-use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, OptionsError, Progress};
+use iii_firmware::options::OptionsError;
+use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, Progress};
 use iii_proto::ids::WorkerName;
 use iii_vmm::helpers::{self, HelperError, HelperPlaces};
 use iii_vmm::host::{HostFacts, virtualisation};
-use iii_vmm::process::{SHIM, SpawnError, Spawner};
+use iii_vmm::process::{SpawnError, Spawner};
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::tsc;
 use iii_vmm::vmm::{Vmm, VmmError, VmmInfo};
@@ -24,6 +25,8 @@ use crate::prepare::{Preparation, PrepareError, PreparedWorker};
 /// makes the workloads wait.
 const LOG_QUEUE: usize = 1024;
 
+/// The helper that every process runs below.
+const SHIM_HELPER: &str = "iii-shim";
 /// The helper that serves files.
 const VFS_HELPER: &str = "iii-vfs";
 
@@ -152,7 +155,7 @@ impl Host {
             None => FirmwareOptions::from_env()?,
         };
         let places = HelperPlaces { directory: options.helper_dir };
-        helpers::find(SHIM, &places)?;
+        helpers::find(SHIM_HELPER, &places)?;
         let vfs_program = helpers::find(VFS_HELPER, &places)?;
         let vmm: Arc<dyn Vmm> = match options.vmm {
             VmmChoice::Auto | VmmChoice::Qemu => Arc::new(Qemu::new(QemuOptions {
