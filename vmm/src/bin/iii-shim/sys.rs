@@ -5,7 +5,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{ForkResult, Pid};
 
 /// Which side of a fork this is.
@@ -53,13 +53,30 @@ pub(crate) fn close_stdin() {
 
 /// Default action for every signal: ignored ones are inherited through exec.
 pub(crate) fn reset_signal_actions() -> io::Result<()> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    for signal in Signal::iterator() {
-        if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
+    // The kernel's `struct sigaction` with SIG_DFL, no flags and an empty mask is all zeros on every
+    // architecture, and at most this long. libc's wrapper refuses the two signals that it keeps for
+    // itself, which can be inherited as ignored like any other.
+    let default = [0u64; 8];
+    let mask_bytes = size_of::<u64>();
+    for signal in 1..=64 {
+        if matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
             continue;
         }
-        // SAFETY: the default action runs no code of this process.
-        unsafe { nix::sys::signal::sigaction(signal, &default) }?;
+        let old = std::ptr::null_mut::<u64>();
+        // SAFETY: the kernel reads a sigaction from `default`, which outlives the call and is at
+        // least as long, and writes nothing. The default action runs no code of this process.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                old,
+                mask_bytes,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
 }
@@ -110,10 +127,12 @@ pub(crate) fn place_descriptors(
         .unwrap_or(0)
         .max(2);
     let clear = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, highest.saturating_add(1));
-    let spare = match clear(&spare) {
+    let moved = match clear(&spare) {
         Ok(moved) => moved,
         Err(error) => return Err((error.into(), spare)),
     };
+    drop(spare);
+    let spare = moved;
     match place(wanted, &clear, spare.as_raw_fd()) {
         Ok(()) => Ok(spare),
         Err(error) => Err((error, spare)),
