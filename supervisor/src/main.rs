@@ -1,3 +1,8 @@
-//! The program `iii-super`.
+//! The program `iii-super`: see [`iii_supervisor::cli`].
 #![deny(unsafe_code)]
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    iii_supervisor::cli::main()
+}

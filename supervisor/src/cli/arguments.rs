@@ -1,0 +1,223 @@
+//! What can be said on the command line.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::workers_file::FILE_NAME;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    all is well
+  1    a worker failed, or a command could not do what it was asked
+  2    bad input, or this host cannot run it: nothing was started
+  130  ended at once by a second Ctrl-C
+
+Environment:
+  III_LIBKRUNFW_PATH  the libkrunfw that holds the guest's kernel
+  III_INIT_PATH       the guest's init program
+  III_HELPER_DIR      where iii-shim and iii-vfs are
+  III_HOME            the cache, instead of ~/.iii
+  III_LOG             what to log to stderr, as debug or iii_net=trace
+  NO_COLOR            set to anything: no colour";
+
+/// Runs workers, each in a microVM of its own, and keeps them running.
+#[derive(Debug, Parser)]
+#[command(name = "iii-super", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) colour: Colour,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run workers in the foreground until they end or Ctrl-C
+    #[command(after_help = "\
+What is printed: a line per event (marked *) and per line that a workload writes (marked |). What a
+workload writes is shown with its control characters escaped; its colours are kept where iii-super
+itself uses colour. --json prints one object per line, with the bytes unchanged.
+
+Ctrl-C or SIGTERM stops all workers in order, each with its stop_grace; a second one kills them.
+
+Exit codes: 0 all workers are done or were stopped; 1 a worker failed; 2 bad input or this host
+cannot run it, and nothing was started; 130 ended at once by a second Ctrl-C.
+
+Examples:
+  iii-super run                        all workers of ./iii.workers.yaml
+  iii-super run web queue              only these two
+  iii-super run -f app/workers.yaml --json | jq 'select(.event == \"log\").text'")]
+    Run(RunArguments),
+    /// Show what a workers file means, with secrets masked; start nothing
+    #[command(after_help = "\
+Examples:
+  iii-super config                     is ./iii.workers.yaml sound, and what does it say?
+  iii-super config --json | jq .workers.web.command")]
+    Config(FileArguments),
+    /// Tell what this host can run, and why
+    #[command(after_help = "\
+Exit codes: 0 a worker can run here, 1 it cannot.
+
+Examples:
+  iii-super doctor
+  iii-super doctor --json | jq '.checks[] | select(.verdict != \"ok\")'")]
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show, fetch or locate what VMs boot from
+    #[command(after_help = "\
+Examples:
+  iii-super firmware                   what is there, and where it was looked for
+  iii-super firmware fetch             download what is missing now, not at the first run
+  iii-super firmware path              the kernel's path, for scripts")]
+    Firmware(FirmwareArguments),
+    /// Print the JSON Schema of the workers file, for editors
+    #[command(after_help = "\
+Example, for an editor with a YAML language server:
+  iii-super schema > iii.workers.schema.json
+  # first line of iii.workers.yaml:
+  # yaml-language-server: $schema=./iii.workers.schema.json")]
+    Schema,
+    /// Print a script that completes iii-super's arguments in a shell
+    #[command(after_help = "\
+Example:
+  iii-super completions bash > ~/.local/share/bash-completion/completions/iii-super")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    #[command(flatten)]
+    pub(super) file: FileArguments,
+    /// What runs the VMs; auto: the fastest that this host can really run
+    #[arg(long, value_enum, default_value_t = Vmm::Auto)]
+    pub(super) vmm: Vmm,
+    /// Show every step, also those that matter only when something is slow or goes wrong
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Vmm {
+    Auto,
+    Qemu,
+}
+
+/// Which workers file, and how it is to be shown.
+#[derive(Debug, Args)]
+pub(super) struct FileArguments {
+    /// The workers file
+    #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
+    pub(super) file: PathBuf,
+    /// Only these workers
+    #[arg(value_name = "NAME")]
+    pub(super) names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FirmwareArguments {
+    /// What to do; nothing given: status
+    #[arg(value_enum, default_value_t = FirmwareAction::Status)]
+    pub(super) action: FirmwareAction,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum FirmwareAction {
+    /// Say what is there and where it was looked for; fetch nothing
+    Status,
+    /// Make sure that all is there, downloading what is missing
+    Fetch,
+    /// Print the path of the kernel; fail if it is not there
+    Path,
+}
+
+/// Whether to use colour.
+#[derive(Debug, Args)]
+pub(super) struct Colour {
+    /// When to use colour; auto: on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        default_missing_value = "always",
+        num_args = 0..=1,
+        require_equals = true
+    )]
+    color: When,
+    /// The same as --color=never
+    #[arg(long, global = true, conflicts_with = "color")]
+    no_color: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum When {
+    Auto,
+    Always,
+    Never,
+}
+
+impl Colour {
+    /// Whether stdout is to be coloured.
+    pub(super) fn of_stdout(&self) -> bool {
+        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+        self.decide(std::io::stdout().is_terminal() && !dumb, set("NO_COLOR"))
+    }
+
+    fn decide(&self, terminal: bool, no_color_variable: bool) -> bool {
+        match self.color {
+            _ if self.no_color => false,
+            When::Never => false,
+            When::Always => true,
+            When::Auto => terminal && !no_color_variable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn colour_follows_flag_then_variable_then_terminal() {
+        let colour = |args: &[&str]| {
+            let args = ["iii-super", "schema"].iter().chain(args);
+            Arguments::try_parse_from(args).unwrap().colour
+        };
+        for (args, terminal, variable, expected) in [
+            (&[][..], true, false, true),
+            (&[], false, false, false),
+            (&[], true, true, false),
+            (&["--color"], false, true, true),
+            (&["--color=always"], false, true, true),
+            (&["--color=never"], true, false, false),
+            (&["--no-color"], true, false, false),
+        ] {
+            assert_eq!(
+                colour(args).decide(terminal, variable),
+                expected,
+                "{args:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The program's commands.
+//!
+//! Exit codes: 0 all is well; 1 a worker failed, or a command could not do what it was asked; 2 bad
+//! input or a host that cannot run it, and nothing was started; 130 ended at once by a second
+//! Ctrl-C.
+
+mod arguments;
+mod config;
+mod firmware;
+mod progress;
+mod run;
+mod say;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::doctor;
+use crate::workers_file::SCHEMA;
+
+use arguments::{Arguments, Command};
+use say::{print, say};
+
+/// All is well.
+const OK: u8 = 0;
+/// A worker failed, or a command could not do what it was asked.
+const FAILED: u8 = 1;
+/// Nothing was started: bad input, or a host that cannot run it.
+const REFUSED: u8 = 2;
+/// Ended at once by a second Ctrl-C: 128 and SIGINT, as shells have it.
+const KILLED: u8 = 130;
+
+/// Variable that sets what is logged to stderr, as `debug` or `iii_net=trace`.
+const LOG_VARIABLE: &str = "III_LOG";
+
+/// Runs the program on this process's arguments.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    let code = match arguments.command {
+        Command::Run(args) => run::run(&args, &arguments.colour),
+        Command::Config(args) => config::run(&args),
+        Command::Doctor { json } => doctor(json, &arguments.colour),
+        Command::Firmware(args) => firmware::run(&args),
+        Command::Schema => print(SCHEMA),
+        Command::Completions { shell } => {
+            let mut command = Arguments::command();
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "iii-super", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn doctor(json: bool, colour: &arguments::Colour) -> u8 {
+    let report = doctor::Report::collect();
+    let text = if json {
+        match serde_json::to_string_pretty(&report) {
+            Ok(text) => text + "\n",
+            Err(error) => {
+                say(format_args!("failed to write the report: {error}"));
+                return FAILED;
+            }
+        }
+    } else {
+        doctor::render(&report, colour.of_stdout())
+    };
+    let printed = print(&text);
+    if report.can_run { printed } else { FAILED }
+}
+
+/// Logs of our own, apart from a worker's output and from events.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env(LOG_VARIABLE)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+}

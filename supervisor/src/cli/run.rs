@@ -1,0 +1,233 @@
+//! `iii-super run`: file → checks → start → print until all is done.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::arguments::{Colour, RunArguments, Vmm};
+use super::config::load;
+use super::progress::StderrProgress;
+use super::say::say;
+use super::signals::Signals;
+use super::{FAILED, KILLED, OK, REFUSED};
+use crate::output::printer::{self, Format};
+use crate::output::screen::Screen;
+use crate::{
+    Outcome, Outcomes, PrepareError, PreparedWorker, Shutdown, StartError, Supervisor, VmmChoice,
+    WorkerSpec,
+};
+
+/// How long what is left may take to be printed once all workers have ended: a reader that has
+/// stopped reading must not keep the program.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+pub(super) fn run(args: &RunArguments, colour: &Colour) -> u8 {
+    let Some((file, selected)) = load(&args.file) else {
+        return REFUSED;
+    };
+    let format = if args.file.json {
+        Format::Json
+    } else {
+        let screen = Screen::new(&file.workers, colour.of_stdout(), args.verbose);
+        Format::Human(screen)
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(format_args!("failed to start threads: {error}"));
+            return REFUSED;
+        }
+    };
+    let code = runtime.block_on(supervise(selected, args.vmm, format));
+    // A write to a stalled stdout may hang in a thread of the runtime; nothing waits for it.
+    runtime.shutdown_background();
+    code
+}
+
+async fn supervise(specs: Vec<WorkerSpec>, vmm: Vmm, format: Format) -> u8 {
+    let mut signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(format_args!("failed to listen for signals: {error}"));
+            return REFUSED;
+        }
+    };
+    let progress = Arc::new(StderrProgress::new());
+    let builder = Supervisor::builder()
+        .vmm(match vmm {
+            Vmm::Auto => VmmChoice::Auto,
+            Vmm::Qemu => VmmChoice::Qemu,
+        })
+        .progress(progress.clone());
+    let ready = tokio::select! {
+        ready = make_ready(builder.start(), specs) => ready,
+        name = signals.next() => {
+            progress.finish();
+            say(format_args!("{name}: nothing was started yet"));
+            return KILLED;
+        }
+    };
+    progress.finish();
+    let (supervisor, workers) = match ready {
+        Ok(ready) => ready,
+        Err(refusals) => {
+            refusals.iter().for_each(say);
+            return REFUSED;
+        }
+    };
+    Run::start(supervisor, workers, format)
+        .finish(signals)
+        .await
+}
+
+/// The supervisor and workers that can be started, or everything that stands against it.
+async fn make_ready(
+    start: impl Future<Output = Result<Supervisor, StartError>>,
+    specs: Vec<WorkerSpec>,
+) -> Result<(Supervisor, Vec<PreparedWorker>), Vec<String>> {
+    let supervisor = start.await.map_err(|error| vec![error.to_string()])?;
+    match supervisor.prepare(specs).await {
+        Ok(workers) => Ok((supervisor, workers)),
+        Err(errors) => Err(errors.iter().map(PrepareError::to_string).collect()),
+    }
+}
+
+/// Workers that run, and what prints what they do.
+struct Run {
+    supervisor: Supervisor,
+    workers: Vec<PreparedWorker>,
+    printer: Printer,
+}
+
+struct Printer {
+    task: JoinHandle<io::Result<()>>,
+    done: oneshot::Sender<()>,
+    broken: bool,
+}
+
+/// What ended the normal course of things.
+enum End {
+    /// Nothing is left to run.
+    Idle,
+    /// The user wants it.
+    Signal(&'static str),
+    /// Nothing can be printed any more; `true`: since nobody reads.
+    Output(bool),
+}
+
+impl Run {
+    fn start(supervisor: Supervisor, workers: Vec<PreparedWorker>, format: Format) -> Self {
+        let events = supervisor.events();
+        let logs = supervisor
+            .take_logs()
+            .expect("the supervisor is new, so nobody has taken its logs");
+        let (done, finish) = oneshot::channel();
+        let print = printer::print(format, events, logs, finish, tokio::io::stdout());
+        let printer = Printer {
+            task: tokio::spawn(print),
+            done,
+            broken: false,
+        };
+        Self {
+            supervisor,
+            workers,
+            printer,
+        }
+    }
+
+    async fn finish(mut self, mut signals: Signals) -> u8 {
+        for worker in std::mem::take(&mut self.workers) {
+            if let Err(error) = self.supervisor.add(worker).await {
+                say(&error);
+                self.supervisor.shutdown(Shutdown::Now).await;
+                self.printer.close().await;
+                return FAILED;
+            }
+        }
+        let end = tokio::select! {
+            _ = self.supervisor.idle() => End::Idle,
+            name = signals.next() => End::Signal(name),
+            nobody_reads = self.printer.ended() => End::Output(nobody_reads),
+        };
+        let (outcomes, mut code) = match end {
+            // Ends the supervisor's own parts; no worker is left to be stopped.
+            End::Idle => (self.supervisor.shutdown(Shutdown::Now).await, OK),
+            End::Signal(name) => {
+                say(format_args!(
+                    "{name}: stopping all workers; Ctrl-C again ends them at once"
+                ));
+                self.stop(&mut signals).await
+            }
+            End::Output(nobody_reads) => {
+                let (outcomes, code) = self.stop(&mut signals).await;
+                (outcomes, if nobody_reads { code } else { code.max(FAILED) })
+            }
+        };
+        if code != KILLED {
+            tokio::select! {
+                () = self.printer.close() => {}
+                _ = signals.next() => code = KILLED,
+            }
+        }
+        let failed = outcomes
+            .iter()
+            .any(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        if failed { code.max(FAILED) } else { code }
+    }
+
+    /// Stops all workers in order; at once when the user asks a second time.
+    async fn stop(&mut self, signals: &mut Signals) -> (Outcomes, u8) {
+        let graceful = self.supervisor.shutdown(Shutdown::Graceful);
+        tokio::select! {
+            outcomes = graceful => (outcomes, OK),
+            name = signals.next() => {
+                say(format_args!("{name} again: killing all workers"));
+                (self.supervisor.shutdown(Shutdown::Now).await, KILLED)
+            }
+        }
+    }
+}
+
+impl Printer {
+    /// Resolves when printing has failed: `true` if nobody reads.
+    async fn ended(&mut self) -> bool {
+        let result = (&mut self.task).await;
+        self.broken = true;
+        match result {
+            Ok(Err(error)) if error.kind() == ErrorKind::BrokenPipe => true,
+            Ok(Ok(())) => false,
+            Ok(Err(error)) => {
+                say(format_args!("failed to write to stdout: {error}; stopping"));
+                false
+            }
+            Err(error) => {
+                say(format_args!("failed to print: {error}; stopping"));
+                false
+            }
+        }
+    }
+
+    /// Prints what is left.
+    async fn close(mut self) {
+        if self.broken {
+            return;
+        }
+        // An error means that the printer has ended by itself, which `ended` tells.
+        let (done, _) = oneshot::channel();
+        std::mem::replace(&mut self.done, done).send(()).ok();
+        if tokio::time::timeout(LAST_WORDS, self.ended())
+            .await
+            .is_err()
+        {
+            say("stdout is not read: the last lines are not printed");
+        }
+    }
+}

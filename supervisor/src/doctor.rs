@@ -1,0 +1,97 @@
+//! What this host can run, and why: the facts, a verdict on each, and the fix.
+
+mod checks;
+mod render;
+
+use serde::Serialize;
+
+pub use render::render;
+
+/// What a fact means for workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Workers run, but worse than they could.
+    Warning,
+    /// No worker can run.
+    Failure,
+}
+
+/// One fact of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at, for programs.
+    pub id: &'static str,
+    /// What was looked at, for people.
+    pub title: &'static str,
+    /// What it means.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
+impl Check {
+    fn ok(id: &'static str, title: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            id,
+            title,
+            verdict: Verdict::Ok,
+            found: found.into(),
+            fix: None,
+        }
+    }
+
+    fn warning(
+        id: &'static str,
+        title: &'static str,
+        found: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self {
+            verdict: Verdict::Warning,
+            fix: Some(fix.into()),
+            ..Self::ok(id, title, found)
+        }
+    }
+
+    fn failure(
+        id: &'static str,
+        title: &'static str,
+        found: impl Into<String>,
+        fix: Option<String>,
+    ) -> Self {
+        Self {
+            verdict: Verdict::Failure,
+            fix,
+            ..Self::ok(id, title, found)
+        }
+    }
+}
+
+/// All facts of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Of iii-super.
+    pub version: &'static str,
+    /// Whether a worker can run here.
+    pub can_run: bool,
+    /// In the order in which they matter.
+    pub checks: Vec<Check>,
+}
+
+impl Report {
+    /// Looks at this host. Starts QEMU to ask for its version; changes nothing.
+    pub fn collect() -> Self {
+        let checks = checks::all();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            can_run: checks.iter().all(|c| c.verdict != Verdict::Failure),
+            checks,
+        }
+    }
+}

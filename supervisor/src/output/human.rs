@@ -1,0 +1,279 @@
+//! Events and output as lines for people.
+
+use std::time::Duration;
+
+use iii_actors::event::{Event, EventKind, LogLine};
+use iii_proto::control::{BootStage, PowerOffReason};
+use iii_proto::restart::{Decision, Exit};
+
+use super::escape;
+use super::screen::{Mark, Screen, Tone};
+
+/// What an event says: lines, the first with the fact, further ones with detail.
+struct Words {
+    tone: Tone,
+    text: String,
+    /// A console's tail: shown indented below.
+    detail: String,
+}
+
+fn words(tone: Tone, text: impl Into<String>) -> Words {
+    Words {
+        tone,
+        text: text.into(),
+        detail: String::new(),
+    }
+}
+
+/// An event as one or more lines without the last newline; `None` for one that is shown only when
+/// everything is. `stamp` is its time as it is to be shown.
+pub fn event(event: &Event, screen: &Screen, stamp: &str) -> Option<String> {
+    if !screen.verbose() && !essential(event, screen) {
+        return None;
+    }
+    let words = describe(&event.kind);
+    let prefix = screen.prefix(event.worker.as_ref(), Mark::Event, stamp);
+    let mut lines = Vec::new();
+    for line in escape::text(&words.text).lines() {
+        lines.push(format!("{prefix}{}", screen.toned(words.tone, line)));
+    }
+    for line in escape::text(&words.detail).lines() {
+        let line = format!("    {line}");
+        lines.push(format!("{prefix}{}", screen.toned(Tone::Dim, &line)));
+    }
+    Some(lines.join("\n"))
+}
+
+/// A line of a workload's output. A piece that no newline ended is marked with `…`.
+pub fn log(log: &LogLine, screen: &Screen, stamp: &str) -> String {
+    let prefix = screen.prefix(Some(&log.worker), Mark::Output, stamp);
+    let text = escape::line(&log.text, screen.colours());
+    let end = if log.complete { "" } else { "…" };
+    format!("{prefix}{text}{end}")
+}
+
+/// Whether a user who did not ask for everything wants to know.
+fn essential(event: &Event, screen: &Screen) -> bool {
+    match &event.kind {
+        EventKind::WorkerStarting
+        | EventKind::GuestStage { .. }
+        | EventKind::ActorRestarted { .. }
+        | EventKind::SupervisorStopped => false,
+        EventKind::WorkloadReady { .. } => screen.probed(event.worker.as_ref()),
+        EventKind::GuestPoweringOff { reason } => match reason {
+            PowerOffReason::Stopped | PowerOffReason::Done { .. } => false,
+            PowerOffReason::GaveUp { .. }
+            | PowerOffReason::SetupFailed { .. }
+            | PowerOffReason::HostGone => true,
+        },
+        _ => true,
+    }
+}
+
+fn describe(kind: &EventKind) -> Words {
+    match kind {
+        EventKind::WorkerStarting => words(Tone::Dim, "starting"),
+        EventKind::Published { host, guest_port } => words(
+            Tone::Plain,
+            format!("port {guest_port} of the guest is {host} on this host"),
+        ),
+        EventKind::VmStarted {
+            vmm,
+            accel,
+            pid,
+            boots,
+        } => {
+            let again = if *boots > 1 {
+                format!(", boot {boots}")
+            } else {
+                String::new()
+            };
+            words(
+                Tone::Plain,
+                format!("vm started ({vmm}/{accel}, pid {pid}{again})"),
+            )
+        }
+        EventKind::GuestUp { kernel, after } => words(
+            Tone::Plain,
+            format!("guest is up after {} (Linux {kernel})", span(*after)),
+        ),
+        EventKind::GuestStage { stage } => {
+            words(Tone::Dim, format!("guest has {}", stage_reached(*stage)))
+        }
+        EventKind::WorkloadStarted { pid, restarts } => words(
+            Tone::Plain,
+            match restarts {
+                0 => format!("workload started (pid {pid})"),
+                n => format!("workload started again inside its VM (pid {pid}, restart {n})"),
+            },
+        ),
+        EventKind::WorkloadReady { .. } => words(Tone::Good, "workload is ready"),
+        EventKind::WorkloadUnhealthy { detail, .. } => words(
+            Tone::Warn,
+            format!("workload is unhealthy and will be ended: {detail}"),
+        ),
+        EventKind::WorkloadExited {
+            exit,
+            ran,
+            decision,
+            restarts,
+            ..
+        } => workload_exited(exit, *ran, decision, *restarts),
+        EventKind::GuestPoweringOff { reason } => powering_off(reason),
+        EventKind::VmStopped => words(Tone::Dim, "vm stopped"),
+        EventKind::VmCrashed {
+            cause,
+            exit,
+            last_stage,
+            console_tail,
+        } => {
+            let mut text = format!("vm crashed: {cause}");
+            if let Some(exit) = exit {
+                text += &format!("; its process: {exit}");
+            }
+            text += &match last_stage {
+                Some(stage) => format!("; the guest had {}", stage_reached(*stage)),
+                None => String::from("; the guest had not said anything"),
+            };
+            let detail = if console_tail.trim().is_empty() {
+                String::new()
+            } else {
+                format!("the end of its console:\n{}", console_tail.trim_end())
+            };
+            Words {
+                tone: Tone::Bad,
+                text,
+                detail,
+            }
+        }
+        EventKind::VmRestarting { delay, cause } => {
+            words(Tone::Warn, format!("a new vm in {}: {cause}", span(*delay)))
+        }
+        EventKind::ActorFailed {
+            actor,
+            cause,
+            stops,
+        } => {
+            let mut text = format!("{actor} failed: {cause}");
+            if !stops.is_empty() {
+                let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
+                text += &format!("; stopped with it: {}", stops.join(", "));
+            }
+            words(Tone::Warn, text)
+        }
+        EventKind::ActorRestarted { actor, restarts } => words(
+            Tone::Dim,
+            format!("{actor} runs again (restart {restarts})"),
+        ),
+        EventKind::WorkerDone { exit } => {
+            words(Tone::Good, format!("done: the workload {}", ended(exit)))
+        }
+        EventKind::WorkerStopped => words(Tone::Plain, "stopped"),
+        EventKind::WorkerFailed { reason } => words(
+            Tone::Bad,
+            format!("failed, and is not started again: {reason}"),
+        ),
+        EventKind::Warning { message } => words(Tone::Warn, format!("warning: {message}")),
+        EventKind::SupervisorStopped => words(Tone::Dim, "all workers have ended"),
+        // Kinds that are newer than these words are shown as their data.
+        other => words(
+            Tone::Dim,
+            serde_json::to_string(other).unwrap_or_else(|error| error.to_string()),
+        ),
+    }
+}
+
+fn workload_exited(exit: &Exit, ran: Duration, decision: &Decision, restarts: u32) -> Words {
+    let what = format!("workload {} after {}", ended(exit), span(ran));
+    match decision {
+        Decision::RestartAfter { delay } => words(
+            Tone::Warn,
+            format!(
+                "{what}; restart {} in {} (inside its VM)",
+                restarts.saturating_add(1),
+                span(*delay)
+            ),
+        ),
+        Decision::Done if exit.is_success() => words(Tone::Good, what),
+        Decision::Done => words(
+            Tone::Warn,
+            format!("{what}; its restart policy leaves it at that"),
+        ),
+        Decision::GiveUp => words(
+            Tone::Bad,
+            format!("{what}; its limit is used up after {restarts} restarts in this VM"),
+        ),
+    }
+}
+
+fn powering_off(reason: &PowerOffReason) -> Words {
+    match reason {
+        PowerOffReason::Stopped => words(Tone::Dim, "guest powers off: it was asked to"),
+        PowerOffReason::Done { exit } => words(
+            Tone::Dim,
+            format!("guest powers off: the workload {}", ended(exit)),
+        ),
+        PowerOffReason::GaveUp { exit, restarts } => words(
+            Tone::Warn,
+            format!(
+                "guest powers off: the workload {} and was restarted {restarts} times",
+                ended(exit)
+            ),
+        ),
+        PowerOffReason::SetupFailed { stage, message } => words(
+            Tone::Bad,
+            format!(
+                "guest could not be set up: {message} (it never had {})",
+                stage_reached(*stage)
+            ),
+        ),
+        PowerOffReason::HostGone => words(
+            Tone::Bad,
+            "guest powers off: it lost its connection to iii-super",
+        ),
+    }
+}
+
+/// How something ended, to stand behind its subject.
+fn ended(exit: &Exit) -> String {
+    match exit {
+        Exit::Code { code } => format!("exited with code {code}"),
+        Exit::Signal { .. } => format!("was ended by {exit}"),
+        Exit::Unhealthy => String::from("was ended as unhealthy"),
+        Exit::Fault { cause } => format!("failed: {cause}"),
+    }
+}
+
+/// A stage, to stand behind "the guest has".
+fn stage_reached(stage: BootStage) -> &'static str {
+    match stage {
+        BootStage::Init => "started its init",
+        BootStage::SpecRead => "read its settings",
+        BootStage::Mounted => "mounted its file systems",
+        BootStage::NetworkUp => "brought up its network",
+        BootStage::Prepared => "prepared the workload's user and limits",
+    }
+}
+
+/// A duration with as many digits as a reader wants.
+fn span(duration: Duration) -> String {
+    // Rounded first, so that 59.96 s is not shown as 60.0 s.
+    let tenths = (duration.as_secs_f64() * 10.0).round() / 10.0;
+    if duration < Duration::from_secs(1) {
+        format!("{:.2} s", duration.as_secs_f64())
+    } else if tenths < 60.0 {
+        format!("{tenths:.1} s")
+    } else {
+        let seconds = duration.as_secs_f64().round() as u64;
+        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        if hours > 0 {
+            format!("{hours} h {minutes} min")
+        } else {
+            format!("{minutes} min {seconds} s")
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "human_tests.rs"]
+mod tests;

@@ -1,0 +1,132 @@
+//! Events and output as one JSON object per line, for programs.
+//!
+//! An event is as [`Event`] serialises: `seq`, `at` (seconds since the start), `time_unix_ms`,
+//! `worker`, `boot`, `event` (the kind) and the kind's own fields. A line of output has
+//! `"event":"log"` with `pid`, `stream`, `complete` and the bytes: as `text` if they are UTF-8, else
+//! as `text_base64`, so that nothing is lost.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use iii_actors::event::{Event, LogLine};
+use iii_proto::ids::{BootId, GuestPid, WorkerName};
+use iii_proto::log::Stream;
+use serde::Serialize;
+
+#[derive(Serialize)]
+struct Log<'a> {
+    event: &'static str,
+    /// By the guest's clock.
+    time_unix_ms: u64,
+    worker: &'a WorkerName,
+    boot: BootId,
+    pid: GuestPid,
+    stream: Stream,
+    complete: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_base64: Option<String>,
+}
+
+/// An event without the newline.
+pub fn event(event: &Event) -> serde_json::Result<String> {
+    serde_json::to_string(event).map(escape_c1)
+}
+
+/// A line of output without the newline.
+pub fn log(line: &LogLine) -> serde_json::Result<String> {
+    let text = std::str::from_utf8(&line.text).ok();
+    let log = Log {
+        event: "log",
+        time_unix_ms: line.time_unix_ns / 1_000_000,
+        worker: &line.worker,
+        boot: line.boot,
+        pid: line.pid,
+        stream: line.stream,
+        complete: line.complete,
+        text,
+        text_base64: text.is_none().then(|| STANDARD.encode(&line.text)),
+    };
+    serde_json::to_string(&log).map(escape_c1)
+}
+
+/// JSON must escape C0 only, but a terminal that shows the line obeys DEL and C1 as well. Outside
+/// of strings JSON has none of them.
+fn escape_c1(json: String) -> String {
+    let hostile = |c: char| ('\u{7f}'..='\u{9f}').contains(&c);
+    if !json.contains(hostile) {
+        return json;
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if hostile(c) {
+            out += &format!("\\u{:04x}", c as u32);
+        } else {
+            out.push(c);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iii_actors::event::EventKind;
+    use proptest::prelude::*;
+    use serde_json::Value;
+    use std::time::Duration;
+
+    fn line(text: &[u8]) -> LogLine {
+        LogLine {
+            worker: WorkerName::new("web").unwrap(),
+            boot: BootId::from_random(7),
+            pid: GuestPid(57),
+            stream: Stream::Stderr,
+            time_unix_ns: 1_700_000_000_123_456_789,
+            text: text.to_vec(),
+            complete: true,
+        }
+    }
+
+    #[test]
+    fn golden_lines() {
+        assert_eq!(
+            log(&line(b"hi \x1b[2J")).unwrap(),
+            r#"{"event":"log","time_unix_ms":1700000000123,"worker":"web","boot":"0000000000000007","pid":57,"stream":"stderr","complete":true,"text":"hi \u001b[2J"}"#
+        );
+        assert!(
+            log(&line(b"\xff"))
+                .unwrap()
+                .ends_with(r#""text_base64":"/w=="}"#)
+        );
+        let bus = iii_actors::event::EventBus::new();
+        let mut receiver = bus.subscribe();
+        let name = WorkerName::new("web").unwrap();
+        let kind = EventKind::VmRestarting {
+            delay: Duration::from_millis(200),
+            cause: "c\u{9b}".into(),
+        };
+        bus.emit(Some(&name), None, kind);
+        let json = event(&receiver.try_recv().unwrap()).unwrap();
+        assert!(
+            json.ends_with(
+                r#""worker":"web","event":"vm-restarting","delay":0.2,"cause":"c\u009b"}"#
+            ),
+            "{json}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_byte_is_lost(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+            let json = log(&line(&bytes)).unwrap();
+            prop_assert!(!json.chars().any(char::is_control));
+            let value: Value = serde_json::from_str(&json).unwrap();
+            let back = match value["text"].as_str() {
+                Some(text) => text.as_bytes().to_vec(),
+                None => STANDARD.decode(value["text_base64"].as_str().unwrap()).unwrap(),
+            };
+            prop_assert_eq!(back, bytes);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Takes events and output lines and writes them, as fast as the reader of our output reads.
+//!
+//! One writer, so that no two lines mix. Output is not lost when the reader is slow: the channel of
+//! lines is bounded and its senders wait. Events are few; a reader that stalls for thousands of
+//! them is told how many it missed.
+
+use std::io;
+
+use iii_actors::event::{Event, LogLine};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::screen::Screen;
+use super::{human, json};
+
+/// Lines that are written with one call while more are waiting.
+const BATCH: usize = 256;
+
+/// How lines are written.
+#[derive(Clone, Debug)]
+pub enum Format {
+    /// For people.
+    Human(Screen),
+    /// One JSON object per line.
+    Json,
+}
+
+/// Prints until `finish` says that nothing more will come, then what is left. An error is that of
+/// writing: with [`io::ErrorKind::BrokenPipe`] nobody reads any more.
+pub async fn print(
+    format: Format,
+    mut events: broadcast::Receiver<Event>,
+    mut logs: mpsc::Receiver<LogLine>,
+    mut finish: oneshot::Receiver<()>,
+    mut out: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    let mut text = String::new();
+    let (mut events_open, mut logs_open) = (true, true);
+    loop {
+        tokio::select! {
+            // Events first: they are few, and a flood of output must not hide them.
+            biased;
+            event = events.recv(), if events_open => match event {
+                Ok(event) => {
+                    // What a workload wrote before it ended is shown before its end is.
+                    for _ in 0..logs.len() {
+                        let Ok(line) = logs.try_recv() else { break };
+                        format.log(&line, &mut text)?;
+                    }
+                    format.event(&event, &mut text)?;
+                }
+                Err(RecvError::Lagged(missed)) => format.missed(missed, &mut text),
+                Err(RecvError::Closed) => events_open = false,
+            },
+            line = logs.recv(), if logs_open => match line {
+                Some(line) => {
+                    format.log(&line, &mut text)?;
+                    for _ in 1..BATCH {
+                        let Ok(line) = logs.try_recv() else { break };
+                        format.log(&line, &mut text)?;
+                    }
+                }
+                None => logs_open = false,
+            },
+            _ = &mut finish => break,
+        }
+        flush(&mut out, &mut text).await?;
+        if !events_open && !logs_open {
+            return Ok(());
+        }
+    }
+    while let Ok(line) = logs.try_recv() {
+        format.log(&line, &mut text)?;
+    }
+    loop {
+        match events.try_recv() {
+            Ok(event) => format.event(&event, &mut text)?,
+            Err(broadcast::error::TryRecvError::Lagged(missed)) => {
+                format.missed(missed, &mut text);
+            }
+            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => {
+                break;
+            }
+        }
+    }
+    flush(&mut out, &mut text).await
+}
+
+async fn flush(out: &mut (impl AsyncWrite + Unpin), text: &mut String) -> io::Result<()> {
+    if !text.is_empty() {
+        out.write_all(text.as_bytes()).await?;
+        out.flush().await?;
+        text.clear();
+    }
+    Ok(())
+}
+
+impl Format {
+    fn log(&self, line: &LogLine, out: &mut String) -> io::Result<()> {
+        match self {
+            Self::Human(screen) => *out += &human::log(line, screen, &stamp_now()),
+            Self::Json => *out += &json::log(line)?,
+        }
+        out.push('\n');
+        Ok(())
+    }
+
+    fn event(&self, event: &Event, out: &mut String) -> io::Result<()> {
+        match self {
+            Self::Human(screen) => match human::event(event, screen, &stamp(event.time_unix_ms)) {
+                Some(text) => *out += &text,
+                None => return Ok(()),
+            },
+            Self::Json => *out += &json::event(event)?,
+        }
+        out.push('\n');
+        Ok(())
+    }
+
+    fn missed(&self, count: u64, out: &mut String) {
+        match self {
+            Self::Human(_) => *out += &format!("({count} events are not shown: too slow a reader)"),
+            Self::Json => *out += &format!(r#"{{"event":"missed","count":{count}}}"#),
+        }
+        out.push('\n');
+    }
+}
+
+/// The local time of day.
+fn stamp(unix_ms: u64) -> String {
+    let time = i64::try_from(unix_ms)
+        .ok()
+        .and_then(chrono::DateTime::from_timestamp_millis);
+    match time {
+        Some(utc) => utc
+            .with_timezone(&chrono::Local)
+            .format("%H:%M:%S")
+            .to_string(),
+        None => String::from("--:--:--"),
+    }
+}
+
+/// Output is stamped with the time of its arrival: the guest's clock is the guest's claim.
+fn stamp_now() -> String {
+    chrono::Local::now().format("%H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iii_actors::event::{EventBus, EventKind};
+    use iii_proto::ids::{BootId, GuestPid, WorkerName};
+    use iii_proto::log::Stream;
+
+    fn line(n: usize) -> LogLine {
+        LogLine {
+            worker: WorkerName::new("web").unwrap(),
+            boot: BootId::from_random(1),
+            pid: GuestPid(1),
+            stream: Stream::Stdout,
+            time_unix_ns: 0,
+            text: n.to_string().into_bytes(),
+            complete: true,
+        }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+    }
+
+    fn order(out: &[u8]) -> Vec<String> {
+        std::str::from_utf8(out)
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let value: serde_json::Value = serde_json::from_str(line).unwrap();
+                match value["text"].as_str() {
+                    Some(text) => text.to_owned(),
+                    None => value["event"].as_str().unwrap().to_owned(),
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn output_comes_before_the_event_that_follows_it_and_nothing_is_lost() {
+        let bus = EventBus::new();
+        let (lines, logs) = mpsc::channel(2000);
+        for n in 0..1000 {
+            lines.try_send(line(n)).unwrap();
+        }
+        let events = bus.subscribe();
+        bus.emit(None, None, EventKind::VmStopped);
+        drop(bus);
+        drop(lines);
+        let (_keep, finish) = oneshot::channel();
+        let mut out = Vec::new();
+        runtime()
+            .block_on(print(Format::Json, events, logs, finish, &mut out))
+            .unwrap();
+        let mut expected: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+        expected.push("vm-stopped".into());
+        assert_eq!(order(&out), expected);
+    }
+
+    #[test]
+    fn what_is_left_is_printed_at_the_end() {
+        let bus = EventBus::new();
+        let (lines, logs) = mpsc::channel(10);
+        let events = bus.subscribe();
+        let (done, finish) = oneshot::channel();
+        lines.try_send(line(1)).unwrap();
+        bus.emit(None, None, EventKind::SupervisorStopped);
+        done.send(()).unwrap();
+        let mut out = Vec::new();
+        runtime()
+            .block_on(print(Format::Json, events, logs, finish, &mut out))
+            .unwrap();
+        assert_eq!(order(&out), ["1", "supervisor-stopped"]);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_an_error_and_no_panic() {
+        let bus = EventBus::new();
+        let (lines, logs) = mpsc::channel(10);
+        lines.try_send(line(1)).unwrap();
+        let (_keep, finish) = oneshot::channel();
+        let (writer, reader) = tokio::io::duplex(16);
+        drop(reader);
+        let error = runtime()
+            .block_on(print(Format::Json, bus.subscribe(), logs, finish, writer))
+            .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
+}
