@@ -117,10 +117,6 @@ fn boot(control: &mut ControlPort, spec: &GuestSpec) -> Result<Booted, (BootStag
 
     let network = spec.network.as_ref();
     at(BootStage::NetworkUp, network::bring_up(network))?;
-    at(
-        BootStage::NetworkUp,
-        network::write_names(&spec.worker, network),
-    )?;
     at(BootStage::NetworkUp, reached(control, BootStage::NetworkUp))?;
 
     let (identity, warning) = at(BootStage::Prepared, users::resolve(&spec.workload.user))?;

@@ -40,18 +40,14 @@ pub fn make(limits: &GuestLimits) -> Result<Cgroup, CgroupError> {
         ("memory", "memory.max", limits.memory_bytes),
         ("pids", "pids.max", limits.pids),
     ];
-    for (controller, _, value) in &wanted {
-        let enabled = fs::write(
-            Path::new(HIERARCHY).join("cgroup.subtree_control"),
-            format!("+{controller}"),
-        );
-        // A kernel without the controller cannot account, which matters only to who set a limit.
-        if let (Err(error), Some(value)) = (enabled, *value) {
-            return Err(CgroupError::Limit {
-                what: controller,
-                value,
-                error,
-            });
+    for (what, _, value) in wanted {
+        // Accounting costs every allocation something: only what is limited is accounted.
+        if let Some(value) = value {
+            fs::write(
+                Path::new(HIERARCHY).join("cgroup.subtree_control"),
+                format!("+{what}"),
+            )
+            .map_err(|error| CgroupError::Limit { what, value, error })?;
         }
     }
     fs::create_dir(WORKLOAD).map_err(CgroupError::Make)?;

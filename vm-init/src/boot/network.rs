@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use iii_proto::guest::GuestNetwork;
 use iii_proto::ids::WorkerName;
@@ -32,8 +32,8 @@ pub enum NetworkError {
     #[error("failed to set host name {0}: {1}")]
     HostName(String, Errno),
     /// A file cannot be written.
-    #[error("failed to write {0}: {1}")]
-    File(&'static str, std::io::Error),
+    #[error("failed to write {0:?}: {1}")]
+    File(PathBuf, std::io::Error),
 }
 
 /// Brings the interfaces up. Call it in the new root.
@@ -169,28 +169,29 @@ fn default_route(batch: &mut Batch, what: &'static str, index: u32, gateway: IpA
     );
 }
 
-/// Sets the host name and writes hostname, hosts and resolv.conf. Call it in the new root.
-pub fn write_names(name: &WorkerName, network: Option<&GuestNetwork>) -> Result<(), NetworkError> {
+/// Sets the host name, and writes hostname, hosts and resolv.conf into this `/etc`.
+pub fn write_names(
+    etc: &Path,
+    name: &WorkerName,
+    network: Option<&GuestNetwork>,
+) -> Result<(), NetworkError> {
     nix::unistd::sethostname(name.as_str())
         .map_err(|errno| NetworkError::HostName(name.to_string(), errno))?;
-    replace("/etc/hostname", Some(format!("{name}\n")))?;
-    replace("/etc/hosts", Some(hosts(name, network)))?;
-    replace("/etc/resolv.conf", network.map(resolver))
+    replace(&etc.join("hostname"), &format!("{name}\n"))?;
+    replace(&etc.join("hosts"), &hosts(name, network))?;
+    replace(
+        &etc.join("resolv.conf"),
+        &network.map_or(String::new(), resolver),
+    )
 }
 
 /// Writes a new file in place of whatever has the name, which may be a symlink that leads nowhere.
-fn replace(path: &'static str, content: Option<String>) -> Result<(), NetworkError> {
-    let failed = |error| NetworkError::File(path, error);
+fn replace(path: &Path, content: &str) -> Result<(), NetworkError> {
+    let failed = |error| NetworkError::File(path.to_owned(), error);
     match fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
-    }
-    let Some(content) = content else {
-        return Ok(());
-    };
-    if let Some(parent) = Path::new(path).parent() {
-        fs::create_dir_all(parent).map_err(failed)?;
     }
     fs::write(path, content).map_err(failed)
 }
@@ -210,7 +211,8 @@ fn hosts(name: &WorkerName, network: Option<&GuestNetwork>) -> String {
     text
 }
 
-/// The gateway answers every query, its failures included; a lost one is asked again early.
+/// Without a network the file is empty: a resolver then asks this machine, where nobody listens,
+/// and fails at once. The gateway answers every query, its failures included; a lost one is asked again early.
 fn resolver(network: &GuestNetwork) -> String {
     format!(
         "nameserver {}\noptions timeout:2 attempts:3\n",
