@@ -112,34 +112,41 @@ pub struct Verdict {
 /// Decides from the facts. Hardware virtualisation is real where `/dev/kvm` opens and the CPU has
 /// the extension that KVM drives.
 pub fn virtualisation(facts: &HostFacts) -> Verdict {
-    let (acceleration, reason) = match (facts.dev_kvm, facts.arch) {
-        (DevKvm::Absent, _) => (
-            Acceleration::Tcg,
-            "there is no /dev/kvm: the CPU has no virtualisation, or it is off in the firmware, or \
-             the module kvm is not loaded",
-        ),
-        (DevKvm::NoPermission, _) => (
-            Acceleration::Tcg,
-            "/dev/kvm may not be opened by this user; add the user to the group kvm",
-        ),
-        (DevKvm::Broken, _) => (Acceleration::Tcg, "/dev/kvm is there but does not open"),
-        (DevKvm::Opens, Arch::X86_64) if facts.cpu_virtualisation => (
-            Acceleration::Kvm,
-            "/dev/kvm opens and the CPU has vmx or svm",
-        ),
-        (DevKvm::Opens, Arch::X86_64) if facts.kvm_pvm => (
-            Acceleration::Tcg,
-            "/dev/kvm belongs to kvm_pvm, which cannot run an ordinary guest kernel",
-        ),
-        (DevKvm::Opens, Arch::X86_64) => (
-            Acceleration::Tcg,
-            "/dev/kvm opens, but the CPU shows neither vmx nor svm",
-        ),
-        (DevKvm::Opens, Arch::Aarch64) => (Acceleration::Kvm, "/dev/kvm opens"),
-        (DevKvm::Opens, Arch::Other) => (
+    let (acceleration, reason) = match (facts.arch, facts.dev_kvm) {
+        (Arch::Other, _) => (
             Acceleration::Tcg,
             "hardware virtualisation is not used on this architecture",
         ),
+        // First, since nothing that can be done about /dev/kvm would help.
+        (Arch::X86_64, DevKvm::Opens | DevKvm::NoPermission | DevKvm::Broken)
+            if !facts.cpu_virtualisation && facts.kvm_pvm =>
+        {
+            (
+                Acceleration::Tcg,
+                "/dev/kvm belongs to kvm_pvm, which cannot run an ordinary guest kernel",
+            )
+        }
+        (Arch::X86_64, _) if !facts.cpu_virtualisation => (
+            Acceleration::Tcg,
+            "the CPU shows neither vmx nor svm: it has no virtualisation, or it is off in the \
+             firmware, or this is a virtual machine without nested virtualisation",
+        ),
+        (Arch::X86_64 | Arch::Aarch64, DevKvm::Absent) => (
+            Acceleration::Tcg,
+            "there is no /dev/kvm: the module kvm is not loaded, or this is a container without it",
+        ),
+        (Arch::X86_64 | Arch::Aarch64, DevKvm::NoPermission) => (
+            Acceleration::Tcg,
+            "/dev/kvm may not be opened by this user; add the user to the group kvm",
+        ),
+        (Arch::X86_64 | Arch::Aarch64, DevKvm::Broken) => {
+            (Acceleration::Tcg, "/dev/kvm is there but does not open")
+        }
+        (Arch::X86_64, DevKvm::Opens) => (
+            Acceleration::Kvm,
+            "/dev/kvm opens and the CPU has vmx or svm",
+        ),
+        (Arch::Aarch64, DevKvm::Opens) => (Acceleration::Kvm, "/dev/kvm opens"),
     };
     Verdict {
         acceleration,
@@ -162,10 +169,13 @@ mod tests {
             // kvm_pvm loaded beside real virtualisation: the CPU decides.
             (X86_64, Opens, true, true, Kvm, "vmx or svm"),
             (X86_64, Opens, false, true, Tcg, "kvm_pvm"),
+            (X86_64, NoPermission, false, true, Tcg, "kvm_pvm"),
+            (X86_64, Absent, false, true, Tcg, "neither"),
             (X86_64, Opens, false, false, Tcg, "neither"),
+            (X86_64, NoPermission, false, false, Tcg, "neither"),
+            (X86_64, Absent, false, false, Tcg, "neither"),
             (X86_64, NoPermission, true, false, Tcg, "group kvm"),
             (X86_64, Absent, true, false, Tcg, "no /dev/kvm"),
-            (X86_64, Absent, false, false, Tcg, "no /dev/kvm"),
             (X86_64, Broken, true, false, Tcg, "does not open"),
             (Aarch64, Opens, false, false, Kvm, "opens"),
             (Aarch64, NoPermission, false, false, Tcg, "group kvm"),

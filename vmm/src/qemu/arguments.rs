@@ -5,8 +5,9 @@
 //!   transports for them, and QEMU appends a `virtio_mmio.device=` word for each to the kernel's
 //!   command line, which is why nothing of ours may end it with ` -- `;
 //! * `-sandbox on` denies itself nothing that these devices need;
-//! * a chardev `file` writes to a descriptor set only if that was opened write-only, so that a
-//!   console that is a socket becomes a chardev `socket`.
+//! * a chardev `file` takes a descriptor set only if that was opened write-only, so that a console
+//!   that is a socket becomes a chardev `socket`; and it truncates the file, which fails on a pipe,
+//!   unless it appends.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -164,7 +165,7 @@ impl Machine {
         match self.console {
             Console::File(fd) => {
                 all.option("-add-fd", format!("fd={fd},set=1"));
-                all.option("-chardev", "file,id=console,path=/dev/fdset/1");
+                all.option("-chardev", "file,id=console,path=/dev/fdset/1,append=on");
             }
             Console::Socket(fd) => all.option("-chardev", format!("socket,id=console,fd={fd}")),
         }
@@ -443,7 +444,7 @@ mod tests {
 -append console=hvc0 panic=-1 reboot=t quiet initcall_blacklist=jent_mod_init,cacheinfo_sysfs_init,cpuid_init,loop_init,dummy_init_module,init_btrfs_fs,init_xfs_fs,init_encrypted,cmos_init,param_sysfs_builtin_init noreplace-smp nolapic_timer tsc_early_khz=2400000 tsc=reliable loglevel=7
 -device virtio-serial-device
 -add-fd fd=3,set=1
--chardev file,id=console,path=/dev/fdset/1
+-chardev file,id=console,path=/dev/fdset/1,append=on
 -device virtconsole,chardev=console
 -chardev socket,id=port0,fd=5
 -device virtserialport,chardev=port0,name=iii.control
