@@ -189,7 +189,7 @@ async fn a_guest_that_panics_or_hangs_gets_a_new_vm_and_says_why() {
                 }
             })
             .await;
-        assert!(cause.contains(says), "{cause}");
+        assert!(cause.contains(says), "{cause}\n{}", bench.story());
         next = bench.ready(after, "victim").await.2;
     }
     bench.stop().await;

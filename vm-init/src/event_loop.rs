@@ -365,6 +365,10 @@ impl EventLoop {
     fn start(&mut self) -> Result<(), LoopError> {
         self.spawned_this_turn = true;
         self.start_failure = None;
+        if let Err(errno) = self.confinement.prepare() {
+            let cause = format!("failed to make a cgroup for the workload: {errno}");
+            return self.feed(Event::SpawnFailed { cause });
+        }
         match self.launcher.start(&self.confinement) {
             Ok((child, pipes)) => {
                 let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
@@ -399,6 +403,7 @@ impl EventLoop {
             Action::Send(message) => self.control.out.push(&message)?,
             Action::SignalGroup { pid, signal } => self.signal(pid, true, signal)?,
             Action::SignalMain { pid, signal } => self.signal(pid, false, signal)?,
+            Action::TerminateStrays { pid } => self.confinement.terminate_strays(pid),
             Action::KillLife { pid } => {
                 if let Err(errno) = self.confinement.kill(pid) {
                     self.warn(format!("failed to kill the workload: {errno}"))?;
@@ -758,7 +763,7 @@ impl EventLoop {
             ));
         }
         match fault {
-            GuestFault::KernelPanic => std::process::exit(1),
+            GuestFault::KernelPanic => panic_kernel(),
             GuestFault::Hang => loop {
                 std::hint::spin_loop();
             },
@@ -773,6 +778,21 @@ impl EventLoop {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+}
+
+/// The guest kernel answers an init that exits with an orderly reboot, and has no sysrq; what does
+/// make it panic is running out of memory when it was told to.
+fn panic_kernel() -> ! {
+    if std::fs::write("/proc/sys/vm/panic_on_oom", "2").is_err() {
+        // As a plain process on a host there is no kernel to hurt: an end without a word is the
+        // nearest thing.
+        std::process::exit(1);
+    }
+    let mut hog = Vec::new();
+    loop {
+        hog.push(vec![1u8; 4 << 20]);
+        std::hint::black_box(&hog);
     }
 }
 

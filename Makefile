@@ -1,0 +1,56 @@
+# What a user needs: `make run` and `make test`. Everything else is for people who work on it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+CARGO ?= cargo
+export CARGO_TERM_COLOR ?= auto
+
+# apt-get only where something is missing, and sudo only where it is needed.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+RUN_PACKAGES := qemu-system-x86 python3-minimal python3-pip ca-certificates gcc libc6-dev
+TEST_PACKAGES := cpio git python3 dnsmasq-base e2fsprogs util-linux
+BENCH_PACKAGES := iperf3 passt
+
+.PHONY: help run build release test unit e2e fmt clippy docs deny bench fuzz tools-run tools-test clean
+
+help: ## show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: tools-run ## install what is missing, build, run the quickstart until Ctrl-C
+	$(CARGO) build --release --workspace --bins
+	./target/release/iii-super run -f examples/quickstart/iii.workers.yaml
+
+build: tools-run ## build everything, unoptimised
+	$(CARGO) build --workspace --bins
+
+release: tools-run ## build everything, optimised
+	$(CARGO) build --release --workspace --bins
+
+test: tools-test ## install what is missing, run every test
+	./scripts/test
+
+bench: tools-run tools-test ## measure against peers, in one run
+	./scripts/install $(BENCH_PACKAGES)
+	$(CARGO) build --release --workspace --bins
+	./target/release/iii-bench
+
+fmt: ## format the sources
+	$(CARGO) fmt --all
+
+clippy: ## lint as CI does
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+docs: ## build the API documentation, warnings are errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+deny: ## check licences, advisories and sources of all dependencies
+	./scripts/deny
+
+tools-run:
+	@./scripts/install $(RUN_PACKAGES)
+
+tools-test: tools-run
+	@./scripts/install $(TEST_PACKAGES)
+
+clean: ## remove what was built
+	$(CARGO) clean
