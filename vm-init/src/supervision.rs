@@ -107,6 +107,12 @@ pub enum Action {
         /// The signal.
         signal: i32,
     },
+    /// SIGTERM to what is left of the life and left its process group (a daemon's `setsid`), so
+    /// that it ends within the grace as well.
+    TerminateStrays {
+        /// The life's main process, which has ended.
+        pid: GuestPid,
+    },
     /// SIGKILL whatever is left of the life.
     KillLife {
         /// Its main process.
@@ -443,9 +449,10 @@ impl Supervision {
     ) -> State {
         match event {
             Event::MainExited { pid, exit } if pid == life.pid => {
-                if kill_at.is_none() {
-                    out.push(Action::KillLife { pid });
-                }
+                out.push(match kill_at {
+                    Some(_) => Action::TerminateStrays { pid },
+                    None => Action::KillLife { pid },
+                });
                 let (exit, decision, next) = match purpose {
                     Purpose::PowerOff => (
                         exit,

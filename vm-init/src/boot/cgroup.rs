@@ -1,14 +1,12 @@
 //! The workload's cgroup (v2). A limit that cannot be set is an error.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use iii_proto::guest::GuestLimits;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 
-use crate::confinement::Cgroup;
+use crate::confinement::LifeCgroup;
 
 const HIERARCHY: &str = "/sys/fs/cgroup";
 const WORKLOAD: &str = "/sys/fs/cgroup/workload";
@@ -29,13 +27,13 @@ pub enum CgroupError {
     /// The cgroup cannot be made.
     #[error("failed to make the workload's cgroup: {0}")]
     Make(std::io::Error),
-    /// The cgroup cannot be opened.
-    #[error("failed to open the workload's cgroup: {0}")]
-    Open(Errno),
+    /// The cgroup of a life cannot be made below it.
+    #[error("failed to make a cgroup below the workload's: {0}")]
+    Life(Errno),
 }
 
 /// Makes the workload's cgroup with its limits.
-pub fn make(limits: &GuestLimits) -> Result<Cgroup, CgroupError> {
+pub fn make(limits: &GuestLimits) -> Result<LifeCgroup, CgroupError> {
     let wanted = [
         ("memory", "memory.max", limits.memory_bytes),
         ("pids", "pids.max", limits.pids),
@@ -67,7 +65,5 @@ pub fn make(limits: &GuestLimits) -> Result<Cgroup, CgroupError> {
             }
         })?;
     }
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let directory = open(WORKLOAD, flags, Mode::empty()).map_err(CgroupError::Open)?;
-    Cgroup::open(directory).map_err(CgroupError::Open)
+    LifeCgroup::new(PathBuf::from(WORKLOAD)).map_err(CgroupError::Life)
 }
