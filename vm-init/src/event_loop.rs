@@ -763,7 +763,9 @@ impl EventLoop {
             ));
         }
         match fault {
-            GuestFault::KernelPanic => panic_kernel(),
+            GuestFault::KernelPanic if self.settings.owns_machine => panic_kernel(),
+            // The nearest thing to it for a plain process: an end without a word.
+            GuestFault::KernelPanic => std::process::exit(1),
             GuestFault::Hang => loop {
                 std::hint::spin_loop();
             },
@@ -785,8 +787,6 @@ impl EventLoop {
 /// make it panic is running out of memory when it was told to.
 fn panic_kernel() -> ! {
     if std::fs::write("/proc/sys/vm/panic_on_oom", "2").is_err() {
-        // As a plain process on a host there is no kernel to hurt: an end without a word is the
-        // nearest thing.
         std::process::exit(1);
     }
     let mut hog = Vec::new();

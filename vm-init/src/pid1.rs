@@ -26,7 +26,7 @@ pub fn run() -> ! {
     // The kernel's command line makes a reboot the end of the VM, on every VMM.
     let Err(errno) = reboot(RebootMode::RB_AUTOBOOT);
     say(&format!("failed to end the guest: {errno}"));
-    // The end of PID 1 panics the kernel, which ends the VM as well.
+    // The end of PID 1 ends the VM as well: a panic, or with libkrunfw's kernel a reboot.
     std::process::exit(1)
 }
 
