@@ -11,6 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 PORT = 8080
 
 
+def say(text):
+    # One write per line: print() makes two, and threads would mix theirs.
+    sys.stdout.write(text + "\n")
+
+
 def uptime_seconds():
     with open("/proc/uptime", encoding="ascii") as file:
         return float(file.read().split()[0])
@@ -49,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, template, *arguments):
         # The supervisor's probe asks every few seconds; nobody wants to read that.
         if self.path != "/health":
-            print(self.address_string(), template % arguments)
+            say(f"{self.address_string()} {template % arguments}")
 
 
 def main():
@@ -57,12 +62,12 @@ def main():
     server.daemon_threads = True
 
     def stop(_signal, _frame):
-        print("stopping")
+        say("stopping")
         # shutdown() waits for serve_forever, which this very thread runs.
         threading.Thread(target=server.shutdown).start()
 
     signal.signal(signal.SIGTERM, stop)
-    print(f"Linux {platform.release()}, listening on port {PORT}; try: curl http://127.0.0.1:18080/")
+    say(f"Linux {platform.release()}, listening on port {PORT}; try: curl http://127.0.0.1:18080/")
     server.serve_forever()
     return 0
 

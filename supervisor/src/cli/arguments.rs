@@ -12,7 +12,7 @@ Exit codes:
   0    all is well
   1    a worker failed, or a command could not do what it was asked
   2    bad input, or this host cannot run it: nothing was started
-  130  ended at once by a second Ctrl-C
+  130  ended at once by a second Ctrl-C, or while nothing was started yet
 
 Environment:
   III_LIBKRUNFW_PATH  the libkrunfw that holds the guest's kernel

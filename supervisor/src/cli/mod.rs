@@ -2,7 +2,7 @@
 //!
 //! Exit codes: 0 all is well; 1 a worker failed, or a command could not do what it was asked; 2 bad
 //! input or a host that cannot run it, and nothing was started; 130 ended at once by a second
-//! Ctrl-C.
+//! Ctrl-C, or by the first while nothing was started yet.
 
 mod arguments;
 mod config;
@@ -28,7 +28,7 @@ const OK: u8 = 0;
 const FAILED: u8 = 1;
 /// Nothing was started: bad input, or a host that cannot run it.
 const REFUSED: u8 = 2;
-/// Ended at once by a second Ctrl-C: 128 and SIGINT, as shells have it.
+/// Ended at once by Ctrl-C: 128 and SIGINT, as shells have it.
 const KILLED: u8 = 130;
 
 /// Variable that sets what is logged to stderr, as `debug` or `iii_net=trace`.
@@ -77,6 +77,7 @@ fn log_to_stderr() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .without_time()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();

@@ -1,8 +1,14 @@
 //! Ctrl-C and its relatives: each asks the run to end.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// One press of Ctrl-C can arrive twice: from the terminal, which sends it to all programs in the
+/// foreground, and from a program above us that passes on what it got (npm, timeout, a service
+/// manager). Within this time it counts as the same press.
+const SAME_PRESS: Duration = Duration::from_millis(300);
 
 /// The signals that end a run, unless they were ignored when the program was started (`nohup`, or
 /// `&` in a shell without job control): then they stay ignored.
@@ -10,6 +16,7 @@ pub(super) struct Signals {
     interrupt: Option<Signal>,
     terminate: Option<Signal>,
     hang_up: Option<Signal>,
+    last: Option<Instant>,
 }
 
 impl Signals {
@@ -26,11 +33,23 @@ impl Signals {
             interrupt: open(SignalKind::interrupt())?,
             terminate: open(SignalKind::terminate())?,
             hang_up: open(SignalKind::hangup())?,
+            last: None,
         })
     }
 
-    /// The name of the next one.
+    /// The name of the next one that is not an echo of the last.
     pub(super) async fn next(&mut self) -> &'static str {
+        loop {
+            let name = self.any().await;
+            let echo = self.last.is_some_and(|last| last.elapsed() < SAME_PRESS);
+            if !echo {
+                self.last = Some(Instant::now());
+                return name;
+            }
+        }
+    }
+
+    async fn any(&mut self) -> &'static str {
         async fn of(signal: &mut Option<Signal>) {
             if let Some(signal) = signal
                 && signal.recv().await.is_some()
@@ -39,7 +58,6 @@ impl Signals {
             }
             // No handler, or no more can come.
             std::future::pending().await
-
         }
         tokio::select! {
             () = of(&mut self.interrupt) => "Ctrl-C",

@@ -195,10 +195,7 @@ fn workload_exited(exit: &Exit, ran: Duration, decision: &Decision, restarts: u3
             ),
         ),
         Decision::Done if exit.is_success() => words(Tone::Good, what),
-        Decision::Done => words(
-            Tone::Warn,
-            format!("{what}; its restart policy leaves it at that"),
-        ),
+        Decision::Done => words(Tone::Warn, format!("{what}; it is not restarted")),
         Decision::GiveUp => words(
             Tone::Bad,
             format!("{what}; its limit is used up after {restarts} restarts in this VM"),

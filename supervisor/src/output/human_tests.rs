@@ -117,7 +117,7 @@ fn golden_lines() {
     );
     check(
         exited(Exit::Code { code: 1 }, 7300.0, Decision::Done, 0),
-        "workload exited with code 1 after 2 h 1 min; its restart policy leaves it at that",
+        "workload exited with code 1 after 2 h 1 min; it is not restarted",
     );
     check(
         exited(Exit::Unhealthy, 59.97, Decision::GiveUp, 10),

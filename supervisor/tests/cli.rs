@@ -1,0 +1,162 @@
+//! The program as a user calls it, as far as no VM is needed: what is said, and the exit codes.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iii-super"));
+    // What the developer's own environment says must not decide a test.
+    for name in [
+        "III_LOG",
+        "NO_COLOR",
+        "III_HELPER_DIR",
+        "III_LIBKRUNFW_PATH",
+    ] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+fn directory(file: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("iii.workers.yaml"), file).unwrap();
+    dir
+}
+
+const SOUND: &str = "workers: {web: {command: sleep 1}, api: {command: sleep 2}}\n";
+
+#[test]
+fn help_and_completions_are_there() {
+    for args in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["config", "--help"],
+        &["doctor", "--help"],
+        &["firmware", "--help"],
+        &["schema", "--help"],
+        &["completions", "bash"],
+        &["completions", "zsh"],
+        &["completions", "fish"],
+    ] {
+        let (code, stdout, stderr) = run(program().args(args));
+        assert_eq!(code, 0, "{args:?} {stderr}");
+        assert!(stdout.contains("iii-super"), "{args:?}");
+    }
+    let (code, _, stderr) = run(program().arg("rnu"));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("'run'"), "{stderr}");
+}
+
+#[test]
+fn all_faults_of_a_file_are_said_and_nothing_is_started() {
+    let dir = directory("workers:\n  web:\n    comand: x\n    resources: {cpus: 0}\n");
+    for command in ["run", "config"] {
+        let (code, stdout, stderr) = run(program().arg(command).current_dir(&dir));
+        assert_eq!((code, &*stdout), (2, ""));
+        assert!(
+            stderr.contains("iii.workers.yaml:3:5: workers.web.comand: unknown key"),
+            "{stderr}"
+        );
+        assert!(stderr.contains("iii.workers.yaml:4:23:"), "{stderr}");
+    }
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+}
+
+#[test]
+fn a_missing_file_and_an_unknown_name_are_refused_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, _, stderr) = run(program().arg("run").current_dir(&dir));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("-f FILE"), "{stderr}");
+
+    let dir = directory(SOUND);
+    let (code, _, stderr) = run(program().args(["run", "wbe"]).current_dir(&dir));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("did you mean \"web\"?"), "{stderr}");
+}
+
+#[test]
+fn a_host_that_lacks_something_is_refused() {
+    let dir = directory(SOUND);
+    let empty = tempfile::tempdir().unwrap();
+    let (code, stdout, stderr) = run(program()
+        .arg("run")
+        .env("III_HELPER_DIR", empty.path())
+        .current_dir(&dir));
+    assert_eq!((code, &*stdout), (2, ""));
+    assert!(stderr.contains("iii-shim"), "{stderr}");
+
+    let (code, _, stderr) = run(program()
+        .args(["firmware", "path"])
+        .env("III_LIBKRUNFW_PATH", "/nonexistent.so"));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("III_LIBKRUNFW_PATH"), "{stderr}");
+}
+
+#[test]
+fn config_shows_what_was_understood() {
+    let dir = directory(SOUND);
+    let (code, stdout, _) = run(program()
+        .args(["config", "--json", "api"])
+        .current_dir(&dir));
+    assert_eq!(code, 0);
+    let value: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(value["workers"]["api"]["command"][1], "2");
+    assert_eq!(value["workers"]["web"], serde_json::Value::Null);
+}
+
+#[test]
+fn doctor_tells_by_its_exit_code_whether_a_worker_can_run() {
+    let (code, stdout, _) = run(program().args(["doctor", "--json"]));
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(code, i32::from(report["can_run"] != true));
+
+    // Without QEMU none can.
+    let empty = tempfile::tempdir().unwrap();
+    let (code, stdout, _) = run(program().arg("doctor").env("PATH", empty.path()));
+    assert_eq!(code, 1);
+    assert!(stdout.contains("✗ qemu"), "{stdout}");
+    assert!(stdout.contains("cannot run workers"), "{stdout}");
+}
+
+#[test]
+fn the_schema_printed_is_the_one_shipped() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/iii.workers.schema.json");
+    let (code, stdout, _) = run(program().arg("schema"));
+    assert_eq!(code, 0);
+    assert_eq!(stdout, std::fs::read_to_string(file).unwrap());
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let mut child = program()
+        .arg("schema")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stderr = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut stderr)
+        .unwrap();
+    assert!(child.wait().unwrap().success(), "{stderr}");
+    assert_eq!(stderr, "");
+}
