@@ -2,10 +2,10 @@
 //!
 //! Without inode file handles each inode that the guest knows costs a descriptor, and a guest
 //! forgets inodes only when its memory is short or it is told to drop its caches. So there is a
-//! soft watermark at which the supervisor is told (it has vm-init drop the guest's caches), a
-//! slope above it on which lookups are slowed down, and a hard cap at which a lookup waits for
-//! the forgets that are on their way and then fails with ENFILE. FORGET comes on the
-//! high-priority queue, which has a thread of its own and never waits here: no deadlock.
+//! soft watermark at which the supervisor is told (it has vm-init drop the guest's caches), and a
+//! hard cap at which a lookup waits for the forgets that are on their way and then fails with
+//! ENFILE. FORGET comes on the high-priority queue, which has a thread of its own and never waits
+//! here: no deadlock.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -25,11 +25,10 @@ const RESERVED_PER_EXPORT: u64 = 16;
 /// kilobyte per inode, against a guest that looks up names for ever.
 const INODES_BY_HANDLE: u64 = 1_000_000;
 
-/// Pause of a lookup on the slope between the watermark and the cap.
-const SLOPE: Duration = Duration::from_millis(1);
-
-/// How often pressure and exhaustion are reported.
-const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+/// How often pressure and exhaustion are reported: not more often than a guest can drop its
+/// caches, which takes it some ten milliseconds, but often enough that one that fills them again
+/// at once is not left waiting.
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The numbers of one server process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +110,16 @@ impl Budget {
         self.held().handles
     }
 
-    /// Whether the guest holds so much that it should not be offered inodes that it has not asked
-    /// for (READDIRPLUS).
-    pub fn under_pressure(&self) -> bool {
-        self.held().inodes >= self.limits.soft_inodes
+    /// Takes room for an inode that the guest has not asked for (READDIRPLUS), without waiting and
+    /// only if there is plenty: the last eighth is for what it does ask for.
+    fn offer_inode(&self) -> bool {
+        let mut held = self.held();
+        if held.inodes >= self.limits.soft_inodes {
+            self.report_pressure(&mut held);
+        }
+        let plenty = held.inodes < self.limits.inodes / 8 * 7;
+        held.inodes += u64::from(plenty);
+        plenty
     }
 
     /// Takes room for one more inode; waits for a bounded time if there is little or none.
@@ -122,11 +127,6 @@ impl Budget {
         let mut held = self.held();
         if held.inodes >= self.limits.soft_inodes {
             self.report_pressure(&mut held);
-            let slope = self.limits.soft_inodes
-                + self.limits.inodes.saturating_sub(self.limits.soft_inodes) / 2;
-            if held.inodes >= slope && !held.hopeless {
-                held = self.wait(held, SLOPE);
-            }
         }
         let deadline = Instant::now() + self.limits.patience;
         while held.inodes >= self.limits.inodes && !held.hopeless {
@@ -233,12 +233,22 @@ impl InodeTable {
     /// Counts one lookup that is about to be answered. `false`: there is no room, and the caller
     /// takes back what it looked up.
     pub fn admit(&self, inode: u64) -> bool {
+        self.count(inode, Budget::admit_inode)
+    }
+
+    /// The same for an inode that the guest has not asked for; `false` only means that it should
+    /// not be offered.
+    pub fn offer(&self, inode: u64) -> bool {
+        self.count(inode, Budget::offer_inode)
+    }
+
+    fn count(&self, inode: u64, room: impl FnOnce(&Budget) -> bool) -> bool {
         if let Some(count) = self.lookups().get_mut(&inode) {
             *count = count.saturating_add(1);
             return true;
         }
         // The table is not locked here: the forgets that this may wait for need it.
-        if !self.budget.admit_inode() {
+        if !room(&self.budget) {
             return false;
         }
         match self.lookups().entry(inode) {
@@ -333,6 +343,15 @@ mod tests {
         );
         drop(table);
         assert_eq!(budget.inodes(), 0);
+    }
+
+    #[test]
+    fn offers_leave_room_for_requests() {
+        let (table, budget, _queue) = table(8, 16, Duration::ZERO);
+        assert_eq!((0..16).filter(|inode| table.offer(*inode)).count(), 14);
+        assert!(table.offer(3), "a known inode costs nothing");
+        assert!(table.admit(14) && table.admit(15) && !table.admit(16));
+        assert_eq!(budget.inodes(), 16);
     }
 
     #[test]

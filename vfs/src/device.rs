@@ -71,7 +71,7 @@ impl Device {
 
     /// Serves all requests that are in the queue.
     fn serve(&self, vring: &VringRwLock) -> io::Result<()> {
-        let mut fruitless = 0;
+        let (mut fruitless, mut unanswered) = (0, false);
         while fruitless < 2 {
             vring.disable_notification().map_err(io::Error::other)?;
             fruitless += 1;
@@ -85,10 +85,16 @@ impl Device {
                 let head = chain.head_index();
                 let length = self.request(chain);
                 vring.add_used(head, length).map_err(io::Error::other)?;
-                // At once, not after the whole queue: what follows may be an fsync.
-                if vring.needs_notification().map_err(io::Error::other)? {
-                    vring.signal_used_queue()?;
+                // An answer at once, not after the whole queue: what follows may be an fsync.
+                // FORGET has none; a guest that drops its caches sends thousands in a row.
+                if length > 0 {
+                    Self::signal(vring)?;
+                } else {
+                    unanswered = true;
                 }
+            }
+            if std::mem::take(&mut unanswered) {
+                Self::signal(vring)?;
             }
             // A request that came in between did not kick: look again.
             if !vring.enable_notification().map_err(io::Error::other)? {
@@ -98,6 +104,13 @@ impl Device {
         // The guest announces requests that are not there. Looking on would burn a host CPU for
         // as long as it likes.
         Err(io::Error::from_raw_os_error(libc::EINVAL))
+    }
+
+    fn signal(vring: &VringRwLock) -> io::Result<()> {
+        if vring.needs_notification().map_err(io::Error::other)? {
+            vring.signal_used_queue()?;
+        }
+        Ok(())
     }
 
     /// Serves one request; the answer's length.
@@ -213,3 +226,6 @@ impl VhostUserBackend for Device {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

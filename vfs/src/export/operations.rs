@@ -497,18 +497,23 @@ impl FileSystem for Export {
         add_entry: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let context = Self::context();
-        self.inner
-            .readdirplus(&context, inode, handle, size, offset, &mut |name, entry| {
+        self.inner.readdirplus(
+            &context,
+            inode,
+            handle,
+            size,
+            offset,
+            &mut |name, mut entry| {
                 let inode = entry.inode;
                 // Inode 0 says "no attributes": the guest looks the name up if it wants it.
-                if self.common.budget.under_pressure() {
+                if !self.inodes.offer(inode) {
                     let added = add_entry(name, Entry::default());
                     if !matches!(added, Ok(0)) {
                         self.inner.forget(&context, inode, 1);
                     }
                     return added;
                 }
-                let entry = self.admit(entry)?;
+                self.ownership.map_attributes(&mut entry.attr);
                 let added = add_entry(name, entry);
                 match added {
                     // PassthroughFs takes back its own part of an entry that did not fit.
@@ -517,7 +522,8 @@ impl FileSystem for Export {
                     Err(_) => self.take_back(inode),
                 }
                 added
-            })
+            },
+        )
     }
 
     fn fsyncdir(&self, _: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {

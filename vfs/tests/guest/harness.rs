@@ -2,12 +2,12 @@
 //! is a shell script, with the real `iii-vfs` as an ordinary user would run it.
 
 use std::fs;
-use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 
 use command_fds::{CommandFdExt, FdMapping};
 use iii_firmware::{Firmware, FirmwareOptions};
@@ -16,32 +16,32 @@ use iii_proto::vfs::{VfsEvent, VfsExport};
 use iii_vfs::launch::VfsLaunch;
 
 /// The uid and gid as which the server's own files appear in the guest.
-pub const GUEST: (u32, u32) = (1000, 1000);
+pub(crate) const GUEST: (u32, u32) = (1000, 1000);
 
 /// A directory that the guest's kernel and an unprivileged server can enter.
-pub struct Playground {
+pub(crate) struct Playground {
     directory: tempfile::TempDir,
 }
 
 impl Playground {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         Self { directory }
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    pub fn directory(&self, name: &str) -> PathBuf {
+    pub(crate) fn directory(&self, name: &str) -> PathBuf {
         let path = self.path().join(name);
         fs::create_dir(&path).unwrap();
         path
     }
 }
 
-pub fn export(tag: &str, path: &Path) -> VfsExport {
+pub(crate) fn export(tag: &str, path: &Path) -> VfsExport {
     VfsExport {
         tag: tag.to_owned(),
         path: path.to_owned(),
@@ -53,7 +53,7 @@ pub fn export(tag: &str, path: &Path) -> VfsExport {
     }
 }
 
-pub fn immutable(tag: &str, path: &Path) -> VfsExport {
+pub(crate) fn immutable(tag: &str, path: &Path) -> VfsExport {
     VfsExport {
         read_only: true,
         immutable: true,
@@ -62,10 +62,11 @@ pub fn immutable(tag: &str, path: &Path) -> VfsExport {
 }
 
 /// A running `iii-vfs`.
-pub struct Server {
-    pub child: Child,
-    pub events: Arc<Mutex<Vec<VfsEvent>>>,
-    pub devices: Vec<(String, OwnedFd)>,
+pub(crate) struct Server {
+    pub(crate) child: Child,
+    pub(crate) events: Arc<Mutex<Vec<VfsEvent>>>,
+    pub(crate) devices: Vec<(String, OwnedFd)>,
+    pressed: Option<mpsc::Receiver<()>>,
     reader: std::thread::JoinHandle<()>,
 }
 
@@ -81,19 +82,33 @@ fn inherit(command: &mut Command, descriptors: Vec<(OwnedFd, i32)>) {
 }
 
 impl Server {
-    /// `descriptor_limit`: RLIMIT_NOFILE, soft and hard, set by the shell that starts it.
-    pub fn start(exports: Vec<VfsExport>, descriptor_limit: Option<u64>) -> Self {
-        let launch = VfsLaunch::prepare("test", exports).unwrap();
-        let binary = env!("CARGO_BIN_EXE_iii-vfs");
-        let mut command = match descriptor_limit {
-            None => Command::new(binary),
-            Some(limit) => {
-                let mut shell = Command::new("/bin/sh");
-                let script = format!("ulimit -n {limit}; exec \"$0\" \"$@\"");
-                shell.arg("-c").arg(script).arg(binary);
-                shell
-            }
+    /// Starts one as whoever runs the test.
+    pub(crate) fn start(exports: Vec<VfsExport>) -> Self {
+        Self::spawn(exports, Command::new(env!("CARGO_BIN_EXE_iii-vfs")))
+    }
+
+    /// Starts one as an ordinary user with that RLIMIT_NOFILE, soft and hard. Root becomes
+    /// `nobody` for it, who can run only a copy in the playground.
+    pub(crate) fn start_ordinary(
+        playground: &Playground,
+        exports: Vec<VfsExport>,
+        descriptors: u64,
+    ) -> Self {
+        let binary = playground.path().join("iii-vfs");
+        fs::copy(env!("CARGO_BIN_EXE_iii-vfs"), &binary).unwrap();
+        let drop_root = if nix::unistd::geteuid().is_root() {
+            "setpriv --reuid=65534 --regid=65534 --clear-groups"
+        } else {
+            ""
         };
+        let script = format!("ulimit -n {descriptors}; exec {drop_root} \"$0\" \"$@\"");
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(script).arg(binary);
+        Self::spawn(exports, shell)
+    }
+
+    fn spawn(exports: Vec<VfsExport>, mut command: Command) -> Self {
+        let launch = VfsLaunch::prepare("test", exports).unwrap();
         command.args(&launch.args);
         inherit(&mut command, launch.inherited);
         let child = command.spawn().unwrap();
@@ -101,12 +116,17 @@ impl Server {
         let events = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&events);
         let mut stream = launch.events;
+        let (pressure, pressed) = mpsc::channel();
         let reader = std::thread::spawn(move || {
             let mut frames = FrameReader::new();
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = stream.read(&mut buffer) {
                 frames.feed(&buffer[..length]);
                 while let Some(event) = frames.next::<VfsEvent>().unwrap() {
+                    if matches!(event, VfsEvent::InodePressure { .. }) {
+                        // Nobody listens in a test that expects none.
+                        pressure.send(()).ok();
+                    }
                     seen.lock().unwrap().push(event);
                 }
             }
@@ -119,12 +139,13 @@ impl Server {
                 .into_iter()
                 .map(|device| (device.tag, device.stream))
                 .collect(),
+            pressed: Some(pressed),
             reader,
         }
     }
 
     /// Waits for its end; its status and all its events.
-    pub fn end(mut self) -> (ExitStatus, Vec<VfsEvent>) {
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<VfsEvent>) {
         self.devices.clear();
         let status = self.child.wait().unwrap();
         self.reader.join().unwrap();
@@ -143,7 +164,7 @@ fn kernel() -> &'static Path {
 
 /// Boots a guest that mounts each export but the root at `/mnt/TAG` and runs `script`; what it
 /// printed. The server must serve the host's `/` as `root`.
-pub fn boot(playground: &Playground, server: &mut Server, script: &str) -> String {
+pub(crate) fn boot(playground: &Playground, server: &mut Server, script: &str) -> String {
     let tags: Vec<&str> = server
         .devices
         .iter()
@@ -156,9 +177,10 @@ pub fn boot(playground: &Playground, server: &mut Server, script: &str) -> Strin
         format!(
             "#!/bin/sh\n\
              export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin HOME=/run\n\
-             mount -t devtmpfs dev /dev; exec </dev/null >/dev/hvc0 2>&1\n\
+             mount -t devtmpfs dev /dev 2>/dev/null; exec </dev/null >/dev/hvc0 2>&1\n\
              mount -t proc proc /proc; mount -t tmpfs run /run; mount -t tmpfs mnt /mnt\n\
              for tag in {tags}; do mkdir /mnt/$tag; mount -t virtiofs $tag /mnt/$tag; done\n\
+             (while read line; do echo 2 >/proc/sys/vm/drop_caches; done </dev/hvc0) &\n\
              ({script}\n)\n\
              echo STATUS=$?\n",
             tags = tags.join(" "),
@@ -196,12 +218,20 @@ pub fn boot(playground: &Playground, server: &mut Server, script: &str) -> Strin
             .arg(format!("socket,id=vfs{index},fd={fd}"))
             .arg("-device")
             .arg(format!("vhost-user-fs-device,chardev=vfs{index},tag={tag}"));
-        assert_ne!(stream.as_raw_fd(), fd);
         descriptors.push((stream, fd));
     }
     inherit(&mut command, descriptors);
-    let output = command.stdin(Stdio::null()).output().unwrap();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut vmm = command.spawn().unwrap();
     drop(command);
-    let console = String::from_utf8_lossy(&output.stdout).replace('\r', "");
-    format!("{console}{}", String::from_utf8_lossy(&output.stderr))
+    // The supervisor's part: at inode pressure, the guest is told to drop its caches.
+    let mut input = vmm.stdin.take().unwrap();
+    let pressed = server.pressed.take().unwrap();
+    std::thread::spawn(
+        move || {
+            while pressed.recv().is_ok() && input.write_all(b"d\n").is_ok() {}
+        },
+    );
+    let output = vmm.wait_with_output().unwrap();
+    String::from_utf8_lossy(&output.stdout).replace('\r', "")
 }
