@@ -191,23 +191,19 @@ fn by_path(
     program: &str,
     cwd: &str,
 ) -> Result<ResolvedCommand, CommandError> {
-    // Not joined by text: `..` behind a link means the parent of what the link leads to.
+    // `..` is not taken away by text: behind a link it is the parent of what the link leads to.
     let guest = if program.starts_with('/') {
         program.to_owned()
     } else {
         format!("{cwd}/{program}")
     };
+    let guest = if guest.split('/').any(|part| part == "..") {
+        guest
+    } else {
+        paths::join("/", &guest)
+    };
     match view.follow(&guest) {
-        Ok(host) => {
-            // `..` stays: behind a link it is not what the text says.
-            let has_parent = guest.split('/').any(|part| part == "..");
-            let shown = if has_parent {
-                guest
-            } else {
-                paths::join("/", &guest)
-            };
-            executable(program, host, shown)
-        }
+        Ok(host) => executable(program, host, guest),
         Err(Unseen::Links) => Err(CommandError::Links {
             program: program.to_owned(),
         }),
