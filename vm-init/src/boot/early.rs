@@ -44,13 +44,21 @@ pub fn mount_kernel_filesystems() -> Result<(), EarlyError> {
         ("devtmpfs", "/dev", MsFlags::MS_NOSUID),
     ] {
         make_directory(Path::new(target), 0o755)?;
-        Filesystem {
+        let filesystem = Filesystem {
             kind,
             source: kind,
             flags,
             options: "",
+        };
+        match filesystem.mount(Path::new(target)) {
+            // The kernel mounts /dev itself where its root is no initramfs.
+            Ok(())
+            | Err(FilesystemError::Mount {
+                errno: Errno::EBUSY,
+                ..
+            }) => {}
+            Err(error) => return Err(error.into()),
         }
-        .mount(Path::new(target))?;
     }
     Ok(())
 }
