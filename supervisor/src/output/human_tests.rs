@@ -1,5 +1,4 @@
 use super::*;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iii_actors::event::{ActorKind, EventBus};
 use iii_actors::spec::WorkerSpec;
@@ -51,10 +50,8 @@ fn exited(exit: Exit, ran: f64, decision: Decision, restarts: u32) -> EventKind 
 
 #[test]
 fn golden_lines() {
-    let checked = AtomicUsize::new(0);
     let check = |kind: EventKind, expected: &str| {
         assert_eq!(shown(kind), format!("12:00:00 web   * {expected}"));
-        checked.fetch_add(1, Ordering::Relaxed);
     };
     check(EventKind::WorkerStarting, "starting");
     check(
@@ -185,7 +182,6 @@ fn golden_lines() {
         "warning: w",
     );
     check(EventKind::SupervisorStopped, "all workers have ended");
-    assert_eq!(checked.load(Ordering::Relaxed), 26);
 }
 
 #[test]

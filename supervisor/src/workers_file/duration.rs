@@ -69,7 +69,7 @@ pub(crate) fn format(duration: Duration) -> String {
         (1_000_000, "s"),
         (1_000, "ms"),
     ] {
-        if us % size == 0 {
+        if us.is_multiple_of(size) {
             return format!("{}{unit}", us / size);
         }
     }

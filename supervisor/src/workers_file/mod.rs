@@ -33,10 +33,12 @@ use std::path::{Path, PathBuf};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::WorkerName;
 
+#[cfg(feature = "cli")]
 pub(crate) use duration::format as format_duration;
 pub use fault::{Fault, WorkersFileError};
 pub use node::Position;
 pub(crate) use reader::did_you_mean;
+#[cfg(feature = "cli")]
 pub(crate) use size::format as format_size;
 
 use node::{Node, Value};
