@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let program = arguments.next().ok_or("which program?")?;
     let mut spec = ChildSpec::new(program, "example");
     spec.args(arguments);
+    spec.allow_user_namespace = true;
 
     let (ended, end) = channel();
     let child = Spawner::global()?.spawn(spec, &HelperPlaces::default(), move |exit| {

@@ -77,6 +77,24 @@ fn the_program_lives_in_a_pid_namespace_but_is_not_its_first_process() {
 }
 
 #[test]
+fn a_user_namespace_is_made_only_where_it_is_allowed_and_a_refusal_is_told() {
+    if nix::unistd::geteuid().is_root() {
+        // Root needs none; an ordinary user's part is in `supervisor_killed`.
+        let (exit, output) = run(shell("readlink /proc/self/ns/user"));
+        assert_eq!(exit, ChildExit::Code(0));
+        let ours = std::fs::read_link("/proc/self/ns/user").unwrap();
+        assert_eq!(output.trim(), ours.to_str().unwrap());
+        return;
+    }
+    let mut spec = shell("exec sleep 1000");
+    spec.allow_user_namespace = false;
+    let child = spawn(spec);
+    let _guard = KillOnDrop(child.clone());
+    assert_eq!(child.isolation().namespaces, []);
+    assert_eq!(child.isolation().refused, Some(libc::EPERM));
+}
+
+#[test]
 fn other_namespaces_are_given_too() {
     let mut spec = shell("readlink /proc/self/ns/ipc; ls /sys/class/net; wc -l < /proc/net/dev");
     spec.namespaces = vec![Namespace::Pid, Namespace::Ipc, Namespace::Network];

@@ -64,9 +64,9 @@ pub struct ChildSpec {
     /// kernel refuses them, the child runs without, and the handle's
     /// [`isolation`](super::ChildHandle::isolation) says so.
     pub namespaces: Vec<Namespace>,
-    /// Whether a user namespace may be made to get them, as an ordinary user's must; yes by
-    /// default. In it only the child's own user and group have names: a process that reports the
-    /// owners of files must do without.
+    /// Whether a user namespace may be made to get them, as an ordinary user's must; no by default.
+    /// In it only the child's own user and group have numbers, all others look like `nobody`: not
+    /// for a process that reports the owners of files.
     pub allow_user_namespace: bool,
     /// For logs: the worker and what the process does for it, such as `api/qemu`.
     pub label: String,
@@ -87,7 +87,7 @@ impl ChildSpec {
             rlimits: vec![ResourceLimit::NO_CORE],
             nice: None,
             namespaces: vec![Namespace::Pid],
-            allow_user_namespace: true,
+            allow_user_namespace: false,
             label: label.into(),
         }
     }

@@ -90,6 +90,7 @@ fn command(
     let mut spec = ChildSpec::new(program, format!("{}/{NAME}", launch.worker));
     // Its network is a descriptor; neither does it need System V shared memory.
     spec.namespaces = vec![Namespace::Pid, Namespace::Ipc];
+    spec.allow_user_namespace = true;
     let console = if is_socket(&launch.console) {
         Console::Socket(spec.inherit(launch.console))
     } else {

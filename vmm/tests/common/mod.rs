@@ -28,6 +28,7 @@ pub(crate) fn spawn(spec: ChildSpec) -> ChildHandle {
 
 pub(crate) fn shell(script: &str) -> ChildSpec {
     let mut spec = ChildSpec::new("/bin/sh", "test");
+    spec.allow_user_namespace = true;
     spec.env("PATH", "/usr/bin:/bin").args(["-c", script]);
     spec
 }
