@@ -5,30 +5,35 @@
 //! hang-up for as long as that lasts, which level triggering would turn into a busy loop, and a
 //! pipe that is left unread for backpressure must not wake the loop either.
 
+mod children;
+mod control_port;
+mod host;
+mod probes;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use iii_proto::codec::{CodecError, FrameReader};
-use iii_proto::control::{GuestFault, GuestMessage, HostMessage, MAX_TEXT, PowerOffReason};
-use iii_proto::guest::{GuestSpec, HealthCheck, Probe};
+use iii_proto::codec::CodecError;
+use iii_proto::control::{GuestMessage, MAX_TEXT, PowerOffReason};
+use iii_proto::guest::{GuestSpec, HealthCheck};
 use iii_proto::ids::GuestPid;
 use iii_proto::log::Stream;
-use iii_proto::restart::{Exit, RestartPolicy};
+use iii_proto::restart::RestartPolicy;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+pub use control_port::ControlPort;
+use probes::RunningProbe;
+
 use crate::clock::{self, Discipline};
 use crate::confinement::Confinement;
 use crate::launch::Launcher;
 use crate::outbound::Outbound;
 use crate::output::Output;
-use crate::probe::{Progress, SocketProbe};
 use crate::supervision::{Action, Event, Supervision};
 use crate::sys;
 
@@ -37,8 +42,6 @@ use crate::sys;
 const CONTROL_HIGH_WATER: usize = 256 * 1024;
 /// How long the host may take to open its end of the control port.
 const CONNECT_TIME: Duration = Duration::from_secs(20);
-/// How long the last message may wait for room on the port.
-const LAST_WORD_TIME: Duration = Duration::from_secs(1);
 
 /// Why the loop cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,90 +98,6 @@ pub struct Finished {
     pub last_log_seq: u64,
 }
 
-/// The control port, usable before the loop runs: boot stages go out through it.
-#[derive(Debug)]
-pub struct ControlPort {
-    fd: OwnedFd,
-    out: Outbound,
-    reader: FrameReader,
-    connected: bool,
-    readable: bool,
-}
-
-impl ControlPort {
-    /// Takes a non-blocking stream.
-    pub fn new(fd: OwnedFd) -> Self {
-        Self {
-            fd,
-            out: Outbound::default(),
-            reader: FrameReader::new(),
-            connected: false,
-            readable: true,
-        }
-    }
-
-    /// Queues a message behind which another one follows soon.
-    pub fn queue(&mut self, message: &GuestMessage) -> Result<(), LoopError> {
-        Ok(self.out.push(message)?)
-    }
-
-    /// Queues a message and writes what the port takes. A port that the host has not opened yet
-    /// takes nothing: the message waits.
-    pub fn send(&mut self, message: &GuestMessage) -> Result<(), LoopError> {
-        self.queue(message)?;
-        self.flush();
-        Ok(())
-    }
-
-    fn flush(&mut self) {
-        // Any other error is the host's end being closed, which the loop sees as a hang-up.
-        if self.out.write_to(&self.fd) == Ok(true) {
-            self.connected = true;
-        }
-    }
-
-    /// Sends the last message of all and returns when the host has taken it, or after a second.
-    pub fn last_word(
-        &mut self,
-        reason: PowerOffReason,
-        last_log_seq: u64,
-    ) -> Result<(), LoopError> {
-        self.out.push(&GuestMessage::PoweringOff {
-            reason,
-            last_log_seq,
-        })?;
-        let until = clock::uptime() + LAST_WORD_TIME;
-        loop {
-            let left = until.saturating_sub(clock::uptime());
-            let mut fds = [PollFd::new(self.fd.as_fd(), PollFlags::POLLOUT)];
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            match poll(&mut fds, timeout) {
-                Ok(0) => return Ok(()),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(LoopError::System("wait for the control port", errno)),
-            }
-            let ready = fds[0].revents().unwrap_or(PollFlags::empty());
-            if !ready.contains(PollFlags::POLLOUT) {
-                if self.connected || left.is_zero() {
-                    return Ok(());
-                }
-                // Not open yet: the hang-up is reported at once, so poll(2) is no wait here.
-                let mut none: [PollFd<'_>; 0] = [];
-                // An interrupted pause is only a shorter one.
-                poll(&mut none, PollTimeout::from(10u8)).unwrap_or(0);
-                continue;
-            }
-            // A blocking write to a virtio-serial port returns when the device has taken the
-            // bytes; a non-blocking one may leave them in a queue that the power-off discards.
-            fcntl(&self.fd, FcntlArg::F_SETFL(OFlag::empty()))
-                .map_err(|errno| LoopError::System("set up the control port", errno))?;
-            // An error is the host's end being closed: there is nobody to tell.
-            self.out.write_to(&self.fd).unwrap_or(false);
-            return Ok(());
-        }
-    }
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 enum Token {
@@ -203,11 +122,6 @@ impl Token {
         Self::Report,
         Self::Probe,
     ];
-}
-
-enum RunningProbe {
-    Exec { pid: GuestPid },
-    Socket(SocketProbe),
 }
 
 /// The loop and all it holds.
@@ -355,36 +269,6 @@ impl EventLoop {
         }
     }
 
-    /// One start per turn, so that a policy without any delay cannot starve the ports.
-    fn may_start(&self) -> bool {
-        self.core.wants_start()
-            && !self.spawned_this_turn
-            && self.control.out.bytes() < CONTROL_HIGH_WATER
-    }
-
-    fn start(&mut self) -> Result<(), LoopError> {
-        self.spawned_this_turn = true;
-        self.start_failure = None;
-        if let Err(errno) = self.confinement.prepare() {
-            let cause = format!("failed to make a cgroup for the workload: {errno}");
-            return self.feed(Event::SpawnFailed { cause });
-        }
-        match self.launcher.start(&self.confinement) {
-            Ok((child, pipes)) => {
-                let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-                self.watch(&pipes.stdout, Token::Stdout, flags)?;
-                self.watch(&pipes.stderr, Token::Stderr, flags)?;
-                self.watch(&child.report, Token::Report, flags)?;
-                self.output.open(child.pid, pipes.stdout, pipes.stderr);
-                self.report = Some(child.report);
-                self.feed(Event::Spawned { pid: child.pid })
-            }
-            Err(error) => self.feed(Event::SpawnFailed {
-                cause: text(error.to_string()),
-            }),
-        }
-    }
-
     fn feed(&mut self, event: Event) -> Result<(), LoopError> {
         let mut actions = std::mem::take(&mut self.actions);
         let entropy = self.next_random();
@@ -459,10 +343,6 @@ impl EventLoop {
         Ok(())
     }
 
-    fn may_start_next(&self) -> bool {
-        self.core.wants_start() && self.control.out.bytes() < CONTROL_HIGH_WATER
-    }
-
     fn on_event(&mut self, token: Token, flags: EpollFlags) -> Result<(), LoopError> {
         match token {
             Token::Signals => self.on_signals(),
@@ -523,256 +403,6 @@ impl EventLoop {
         result.map_err(|errno| LoopError::System("set the timer", errno))
     }
 
-    fn on_signals(&mut self) -> Result<(), LoopError> {
-        while let Ok(Some(info)) = self.signals.read_signal() {
-            if info.ssi_signo == Signal::SIGTERM as u32 || info.ssi_signo == Signal::SIGINT as u32 {
-                self.feed(Event::Stop {
-                    grace: self.settings.stop_grace,
-                })?;
-            }
-        }
-        while let Some((pid, status)) = sys::reap() {
-            self.on_child_end(GuestPid(pid), status)?;
-        }
-        Ok(())
-    }
-
-    fn on_child_end(&mut self, pid: GuestPid, status: i32) -> Result<(), LoopError> {
-        if self.core.main_pid() == Some(pid) {
-            // Whether it ever became the program is in the pipe by now.
-            self.on_report()?;
-            let exit = match self.start_failure.take() {
-                Some(report) => Exit::Fault {
-                    cause: text(self.launcher.failure(report)),
-                },
-                None => exit_of(status),
-            };
-            self.report = None;
-            self.explain_kill(&exit)?;
-            return self.feed(Event::MainExited { pid, exit });
-        }
-        if self.cache_drop == Some(pid) {
-            self.cache_drop = None;
-        }
-        if let Some(RunningProbe::Exec { pid: probe }) = &self.probe
-            && *probe == pid
-        {
-            self.probe = None;
-            return match exit_of(status) {
-                Exit::Code { code: 0 } => self.feed(Event::ProbePassed),
-                exit => self.feed(Event::ProbeFailed {
-                    detail: format!("the probe ended with {exit}"),
-                }),
-            };
-        }
-        Ok(())
-    }
-
-    fn explain_kill(&mut self, exit: &Exit) -> Result<(), LoopError> {
-        let kills = self.confinement.memory_kills();
-        if kills > self.memory_kills && *exit == (Exit::Signal { signal: 9 }) {
-            self.memory_kills = kills;
-            return self.warn(String::from(
-                "the workload used up its memory limit and was killed by the kernel",
-            ));
-        }
-        Ok(())
-    }
-
-    fn on_report(&mut self) -> Result<(), LoopError> {
-        let Some(report) = &self.report else {
-            return Ok(());
-        };
-        let mut bytes = [0; 5];
-        match nix::unistd::read(report, &mut bytes) {
-            Ok(0) => {
-                self.report = None;
-                // The report of a child that was killed before execve reads the same as success;
-                // its end follows at once.
-                self.feed(Event::Executed)
-            }
-            // Five bytes are written at once, and a pipe delivers so few whole.
-            Ok(_) => {
-                self.report = None;
-                self.start_failure = Some(bytes);
-                Ok(())
-            }
-            Err(_) => Ok(()),
-        }
-    }
-
-    fn start_probe(&mut self) -> Result<(), LoopError> {
-        let Some(check) = &self.settings.health else {
-            return Ok(());
-        };
-        let begun = match &check.probe {
-            Probe::Exec(_) => self
-                .launcher
-                .start_probe(&self.confinement)
-                .map(|child| RunningProbe::Exec { pid: child.pid })
-                .map_err(|e| e.to_string()),
-            Probe::Tcp(port) => SocketProbe::tcp(*port)
-                .map(RunningProbe::Socket)
-                .map_err(|e| format!("port {port}: {}", e.desc())),
-            Probe::Http { port, path } => SocketProbe::http(*port, path)
-                .map(RunningProbe::Socket)
-                .map_err(|e| format!("port {port}: {}", e.desc())),
-        };
-        match begun {
-            Ok(probe) => {
-                if let RunningProbe::Socket(socket) = &probe {
-                    self.watch_probe(socket)?;
-                }
-                self.probe = Some(probe);
-                Ok(())
-            }
-            Err(detail) => self.feed(Event::ProbeFailed {
-                detail: text(detail),
-            }),
-        }
-    }
-
-    fn watch_probe(&self, socket: &SocketProbe) -> Result<(), LoopError> {
-        let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
-        self.watch(socket.fd(), Token::Probe, both)
-    }
-
-    fn on_probe(&mut self) -> Result<(), LoopError> {
-        let Some(RunningProbe::Socket(mut socket)) = self.probe.take() else {
-            return Ok(());
-        };
-        match socket.advance() {
-            Progress::Pending => self.probe = Some(RunningProbe::Socket(socket)),
-            Progress::Reconnecting => {
-                self.watch_probe(&socket)?;
-                self.probe = Some(RunningProbe::Socket(socket));
-            }
-            Progress::Passed => self.feed(Event::ProbePassed)?,
-            Progress::Failed(detail) => self.feed(Event::ProbeFailed {
-                detail: text(detail),
-            })?,
-        }
-        Ok(())
-    }
-
-    fn cancel_probe(&mut self) {
-        if let Some(RunningProbe::Exec { pid }) = self.probe.take() {
-            // It may have ended already; reaping it finds no probe any more.
-            sys::kill(pid.0, true, 9).unwrap_or(());
-        }
-    }
-
-    fn read_control(&mut self) -> Result<(), LoopError> {
-        let mut buffer = [0; 4096];
-        while self.control.readable {
-            match nix::unistd::read(&self.control.fd, &mut buffer) {
-                Ok(0) => {
-                    self.control.readable = false;
-                    // Before the host has opened its end a port reads as ended.
-                    if self.control.connected {
-                        self.feed(Event::HostGone)?;
-                    }
-                }
-                Ok(count) => {
-                    self.control.connected = true;
-                    self.control.reader.feed(&buffer[..count]);
-                    self.take_messages()?;
-                }
-                Err(Errno::EINTR) => {}
-                Err(_) => self.control.readable = false,
-            }
-        }
-        Ok(())
-    }
-
-    fn take_messages(&mut self) -> Result<(), LoopError> {
-        loop {
-            match self.control.reader.next::<HostMessage>() {
-                Ok(Some(message)) => self.on_message(message)?,
-                Ok(None) => return Ok(()),
-                Err(error) => {
-                    // The stream has no boundary any more: whoever writes it is no supervisor.
-                    self.warn(format!("failed to read the control port: {error}"))?;
-                    self.control.readable = false;
-                    self.control.reader = FrameReader::new();
-                    return self.feed(Event::HostGone);
-                }
-            }
-        }
-    }
-
-    fn on_message(&mut self, message: HostMessage) -> Result<(), LoopError> {
-        match message {
-            HostMessage::Stop { grace_ms } => self.feed(Event::Stop {
-                grace: Duration::from_millis(grace_ms),
-            }),
-            HostMessage::RestartWorkload { grace_ms } => self.feed(Event::Restart {
-                grace: Duration::from_millis(grace_ms),
-            }),
-            HostMessage::Signal { signal } => self.feed(Event::Signal { signal }),
-            HostMessage::Heartbeat {
-                seq,
-                host_time_unix_ns,
-            } => self.on_heartbeat(seq, host_time_unix_ns),
-            HostMessage::LogAck { seq } => {
-                self.output.on_ack(seq);
-                Ok(())
-            }
-            HostMessage::DropCaches => self.drop_caches(),
-            HostMessage::Fault(fault) => self.on_fault(fault),
-        }
-    }
-
-    fn on_heartbeat(&mut self, seq: u64, host_ns: u64) -> Result<(), LoopError> {
-        let guest_time_unix_ns = clock::wall_ns();
-        // A host that does not read gets no more answers than it can take, and will notice.
-        if self.control.out.bytes() < CONTROL_HIGH_WATER {
-            self.control.send(&GuestMessage::Alive {
-                seq,
-                guest_time_unix_ns,
-            })?;
-        }
-        if self.settings.owns_machine {
-            let correction = self.clock.on_heartbeat(host_ns, guest_time_unix_ns);
-            if let Err(errno) = clock::apply(correction) {
-                self.warn(format!("failed to set the guest's clock: {errno}"))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn drop_caches(&mut self) -> Result<(), LoopError> {
-        // One at a time: it takes the kernel up to a second, which is why a child does it.
-        if !self.settings.owns_machine || self.cache_drop.is_some() {
-            return Ok(());
-        }
-        // 2: dentries and inodes, which are what the file server holds descriptors for.
-        match sys::write_in_child(c"/proc/sys/vm/drop_caches", b"2") {
-            Ok(pid) => {
-                self.cache_drop = Some(GuestPid(pid.as_raw()));
-                Ok(())
-            }
-            Err(errno) => self.warn(format!("failed to drop caches: {errno}")),
-        }
-    }
-
-    fn on_fault(&mut self, fault: GuestFault) -> Result<(), LoopError> {
-        if !self.settings.allow_faults {
-            return self.warn(String::from(
-                "an injected fault was refused: the guest's spec does not allow any",
-            ));
-        }
-        match fault {
-            GuestFault::KernelPanic if self.settings.owns_machine => panic_kernel(),
-            // The nearest thing to it for a plain process: an end without a word.
-            GuestFault::KernelPanic => std::process::exit(1),
-            GuestFault::Hang => loop {
-                std::hint::spin_loop();
-            },
-            GuestFault::KillWorkload => self.feed(Event::KillMain),
-        }
-    }
-
     /// SplitMix64: jitter needs spread, not secrecy.
     fn next_random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -780,31 +410,6 @@ impl EventLoop {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
-    }
-}
-
-/// The guest kernel answers an init that exits with an orderly reboot, and has no sysrq; what does
-/// make it panic is running out of memory when it was told to.
-fn panic_kernel() -> ! {
-    if std::fs::write("/proc/sys/vm/panic_on_oom", "2").is_err() {
-        std::process::exit(1);
-    }
-    let mut hog = Vec::new();
-    loop {
-        hog.push(vec![1u8; 4 << 20]);
-        std::hint::black_box(&hog);
-    }
-}
-
-fn exit_of(status: i32) -> Exit {
-    if libc::WIFSIGNALED(status) {
-        Exit::Signal {
-            signal: libc::WTERMSIG(status),
-        }
-    } else {
-        Exit::Code {
-            code: libc::WEXITSTATUS(status),
-        }
     }
 }
 
