@@ -5,13 +5,17 @@
 //! --bins`, which `make test` does). May depend on everything. Must never be in it: mocks.
 #![deny(unsafe_code)]
 
+pub mod agent;
+pub mod http;
+pub mod upstream;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use iii_actors::event::{Event, EventKind, LogLine};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_supervisor::{Shutdown, Supervisor};
+use iii_supervisor::{Fault, Shutdown, Supervisor};
 use tokio::sync::{broadcast, mpsc};
 
 /// Nothing in these tests takes as long unless it is broken; a loaded machine only makes them
@@ -177,6 +181,23 @@ impl Bench {
             )
             .await;
         (boot, pid, next)
+    }
+
+    /// Hurts a worker.
+    pub async fn hurt(&self, worker: &str, fault: Fault) {
+        self.supervisor
+            .inject(worker_name(worker), fault)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Everything that was said until now, for a failure's message.
+    pub fn whole_story(&mut self) -> String {
+        self.mark();
+        while let Ok(line) = self.logs.try_recv() {
+            self.lines.push(line);
+        }
+        self.story()
     }
 
     /// Where the next event will be put.
