@@ -21,6 +21,7 @@ use crate::device::Device;
 use crate::events::{EventQueue, EventSink, Refusals, event_queue};
 use crate::export::{Common, Export, ExportError};
 use crate::hardening::{self, HardeningError};
+use crate::seccomp;
 use crate::sys::Inherited;
 
 /// How long to wait for a connection that should have been pending before we were started.
@@ -156,6 +157,10 @@ fn serve(
         start(spec, export, listener, &common, &sink, ended.clone())?;
     }
     drop(ended);
+    if let Err(error) = seccomp::confine() {
+        // A kernel without it serves as safely as the rules of the exports are.
+        tracing::warn!(%error, "serving without a system call filter");
+    }
     tracing::info!(
         worker = config.worker,
         exports = config.exports.len(),

@@ -3,8 +3,10 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
@@ -66,6 +68,7 @@ pub(crate) struct Server {
     pub(crate) child: Child,
     pub(crate) events: Arc<Mutex<Vec<VfsEvent>>>,
     pub(crate) devices: Vec<(String, OwnedFd)>,
+    stream: UnixStream,
     pressed: Option<mpsc::Receiver<()>>,
     reader: std::thread::JoinHandle<()>,
 }
@@ -84,7 +87,14 @@ fn inherit(command: &mut Command, descriptors: Vec<(OwnedFd, i32)>) {
 impl Server {
     /// Starts one as whoever runs the test.
     pub(crate) fn start(exports: Vec<VfsExport>) -> Self {
-        Self::spawn(exports, Command::new(env!("CARGO_BIN_EXE_iii-vfs")))
+        Self::start_after(exports, || {})
+    }
+
+    /// Starts one after something has happened to the prepared launch's world.
+    pub(crate) fn start_after(exports: Vec<VfsExport>, happens: impl FnOnce()) -> Self {
+        let launch = VfsLaunch::prepare("test", exports).unwrap();
+        happens();
+        Self::spawn(launch, Command::new(env!("CARGO_BIN_EXE_iii-vfs")))
     }
 
     /// Starts one as an ordinary user with that RLIMIT_NOFILE, soft and hard. Root becomes
@@ -104,18 +114,17 @@ impl Server {
         let script = format!("ulimit -n {descriptors}; exec {drop_root} \"$0\" \"$@\"");
         let mut shell = Command::new("/bin/sh");
         shell.arg("-c").arg(script).arg(binary);
-        Self::spawn(exports, shell)
+        Self::spawn(VfsLaunch::prepare("test", exports).unwrap(), shell)
     }
 
-    fn spawn(exports: Vec<VfsExport>, mut command: Command) -> Self {
-        let launch = VfsLaunch::prepare("test", exports).unwrap();
+    fn spawn(launch: VfsLaunch, mut command: Command) -> Self {
         command.args(&launch.args);
         inherit(&mut command, launch.inherited);
         let child = command.spawn().unwrap();
         drop(command);
         let events = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&events);
-        let mut stream = launch.events;
+        let mut stream = launch.events.try_clone().unwrap();
         let (pressure, pressed) = mpsc::channel();
         let reader = std::thread::spawn(move || {
             let mut frames = FrameReader::new();
@@ -139,9 +148,20 @@ impl Server {
                 .into_iter()
                 .map(|device| (device.tag, device.stream))
                 .collect(),
+            stream: launch.events,
             pressed: Some(pressed),
             reader,
         }
+    }
+
+    /// Whether it has closed its events.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.reader.is_finished()
+    }
+
+    /// What the end of the supervisor looks like to it.
+    pub(crate) fn hang_up(&self) {
+        self.stream.shutdown(Shutdown::Both).unwrap();
     }
 
     /// Waits for its end; its status and all its events.

@@ -1,6 +1,9 @@
 //! What a Linux guest sees. Each test boots a VM.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod harness;
+mod process;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
