@@ -339,3 +339,42 @@ fn die_of_any_panic(events: UnixStream) {
         std::process::exit(PANICKED);
     }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    const CHILD: &str = "III_VFS_TEST_PANIC";
+
+    /// Runs itself again as the process whose thread panics; its standard input is the socket.
+    #[test]
+    fn a_panic_of_any_thread_ends_the_process_and_is_told() {
+        if std::env::var_os(CHILD).is_some() {
+            let events = io::stdin().as_fd().try_clone_to_owned().unwrap();
+            die_of_any_panic(events.into());
+            let _ended = std::thread::spawn(|| panic!("a worker")).join();
+            panic!("not reached: the join above does not return");
+        }
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let name = "process::tests::a_panic_of_any_thread_ends_the_process_and_is_told";
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(CHILD, "1")
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(PANICKED));
+        let mut bytes = Vec::new();
+        ours.read_to_end(&mut bytes).unwrap();
+        let mut frames = iii_proto::codec::FrameReader::new();
+        frames.feed(&bytes);
+        let Some(VfsEvent::Fatal { message }) = frames.next().unwrap() else {
+            panic!("no cause was told");
+        };
+        assert!(message.contains("a worker"), "{message}");
+        assert!(frames.next::<VfsEvent>().unwrap().is_none());
+    }
+}
