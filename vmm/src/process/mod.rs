@@ -21,12 +21,15 @@
 //! `on_exit` finds the predecessor's memory, sockets and locks released, also if somebody killed
 //! the shim.
 
+mod child;
 mod error;
 mod handle;
 mod lifecycle;
+mod link;
 mod request;
 mod spawner;
 mod spec;
+mod worker;
 
 pub use error::SpawnError;
 pub use handle::{ChildExit, ChildHandle, KillOnDrop};

@@ -7,7 +7,15 @@
 //! * `-sandbox on` denies itself nothing that these devices need;
 //! * a chardev `file` takes a descriptor set only if that was opened write-only, so that a console
 //!   that is a socket becomes a chardev `socket`; and it truncates the file, which fails on a pipe,
-//!   unless it appends.
+//!   unless it appends;
+//! * a disk's descriptor shares its file offset with QEMU, which moves it.
+//!
+//! Measured and left out, since they change the CPU time of a boot to init and off again (minimum
+//! 775 ms over 20 boots of each, in random order, two loaded cores) by less than its spread of 3 %:
+//! `isa-serial=off`, `mem-merge=off`, `tcg,thread=single`, `tcg,tb-size=32|64|256`, `-cpu` without
+//! `la57`, `smap`, `pku` or `xsave`, `-cpu qemu64`, and the kernel's `mitigations=off` and
+//! `rcupdate.rcu_expedited=1`. The slowest initialisations left are `tun_init` (24 ms; workers that
+//! tunnel need it) and `inet6_init` (12 ms).
 
 use std::ffi::OsString;
 use std::fmt::Write as _;

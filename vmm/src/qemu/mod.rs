@@ -2,7 +2,7 @@
 //!
 //! The VM has no socket file, no monitor and no device that was not asked for; all its ends are
 //! inherited descriptors. The flags and kernel words are chosen for a short boot; what was measured
-//! stands in [`arguments`].
+//! stands in the module `arguments`.
 
 mod arguments;
 mod version;
