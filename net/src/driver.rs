@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -162,6 +162,7 @@ impl NetLoopBuilder {
             claim,
             thread: Mutex::new(Some(thread)),
             exit,
+            ended: OnceLock::new(),
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -96,6 +96,8 @@ pub struct NetHandle {
     pub(crate) claim: Arc<LinkClaim>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
     pub(crate) exit: Receiver<LoopExit>,
+    /// What `exit` has told.
+    pub(crate) ended: OnceLock<LoopExit>,
 }
 
 impl NetHandle {
@@ -129,7 +131,11 @@ impl NetHandle {
 
     /// Waits for the loop's end, at most `limit`. `None`: it still runs, see [`Self::abandon`].
     pub fn join(&self, limit: Duration) -> Option<LoopExit> {
+        if let Some(exit) = self.ended.get() {
+            return Some(exit.clone());
+        }
         let exit = self.exit.recv_timeout(limit).ok()?;
+        let exit = self.ended.get_or_init(|| exit).clone();
         let thread = self
             .thread
             .lock()

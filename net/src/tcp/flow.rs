@@ -8,7 +8,7 @@ use smoltcp::socket::tcp::State;
 use super::FlowKey;
 use super::host::HostStream;
 use super::relay::HostRelay;
-use super::stack::{Stack, StackSocket};
+use super::stack::{Stack, StackSocket, finish_sending};
 use super::timers::TimerSlot;
 use crate::dns::{Client, Disposition, DnsFrontend, DnsStream};
 use crate::gateway::Env;
@@ -282,7 +282,7 @@ fn pump_dns(
         moved = true;
     }
     if guest_finished && stream.is_idle() && !socket.can_recv() {
-        socket.close();
+        finish_sending(socket);
     }
     moved
 }

@@ -117,10 +117,19 @@ pub(crate) fn is_own_address(address: SocketAddr) -> bool {
     };
     // Connecting a datagram socket sends nothing, it looks up the route. The kernel uses the
     // destination itself as the source only if it is local.
-    UdpSocket::bind(unspecified)
-        .and_then(|probe| {
-            probe.connect(address)?;
-            probe.local_addr()
-        })
-        .is_ok_and(|source| source.ip() == address.ip())
+    let source = UdpSocket::bind(unspecified).and_then(|probe| {
+        probe.connect(address)?;
+        probe.local_addr()
+    });
+    match source {
+        Ok(source) => source.ip() == address.ip(),
+        // Without a route it cannot be reached anyway, and the connect will say so. Any other
+        // failure leaves the question open, and an open question is no permission.
+        Err(error) => !matches!(
+            error.kind(),
+            io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::AddrNotAvailable
+        ),
+    }
 }

@@ -7,6 +7,7 @@ use nix::sys::epoll::EpollFlags;
 use smoltcp::socket::tcp::Socket;
 
 use super::host::HostStream;
+use super::stack::finish_sending;
 
 /// The guest's bytes on their way to the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,9 @@ impl HostRelay {
     pub(crate) fn pump(&mut self, guest: &mut Socket<'_>, guest_finished: bool) -> bool {
         let up = self.pump_up(guest, guest_finished);
         let down = self.pump_down(guest);
+        if self.downward == Downward::Ended {
+            finish_sending(guest);
+        }
         let failed = self.upward == Upward::Broken || self.downward == Downward::Broken;
         // What the host had sent before the failure still reaches the guest.
         if failed && self.downward != Downward::Open && guest.send_queue() == 0 {
@@ -107,10 +111,7 @@ impl HostRelay {
                 Err(error) => (0, Err(error)),
             });
             match read {
-                Ok(Ok(0)) => {
-                    self.downward = Downward::Ended;
-                    guest.close();
-                }
+                Ok(Ok(0)) => self.downward = Downward::Ended,
                 Ok(Ok(_)) => moved = true,
                 Ok(Err(error)) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.readable = false,

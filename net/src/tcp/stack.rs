@@ -158,6 +158,18 @@ impl Stack {
     }
 }
 
+/// Sends a FIN behind what is queued. Call it again after each acknowledgement.
+///
+/// In LAST-ACK smoltcp answers a segment that acknowledges nothing new with a challenge and drops
+/// its window, so a guest that was slow to read would get the rest by one window probe a second.
+/// Hence the FIN of a connection that the guest has half-closed waits for the data before it.
+pub(crate) fn finish_sending(socket: &mut tcp::Socket<'_>) {
+    let waits = socket.state() == tcp::State::CloseWait && socket.send_queue() > 0;
+    if !waits {
+        socket.close();
+    }
+}
+
 fn instant(now: Duration) -> Instant {
     Instant::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
 }

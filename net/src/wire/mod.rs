@@ -3,6 +3,8 @@
 mod build;
 mod checksum;
 mod parse;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use build::{FrameWriter, Unreachable, header_length, quoted_udp};
 pub(crate) use parse::{Echo, parse_echo, parse_udp};

@@ -4,6 +4,7 @@
 // Helpers of tests are tests to clippy only within `cfg(test)` or `#[test]`.
 #![allow(clippy::unwrap_used)]
 
+mod backpressure;
 mod dns;
 mod flood;
 mod guest;
