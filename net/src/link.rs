@@ -122,10 +122,22 @@ impl Receiver {
     }
 }
 
+/// A frame in a buffer that was used before: what is beyond `length` is old.
+struct Frame {
+    buffer: Vec<u8>,
+    length: usize,
+}
+
+impl Frame {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
 /// Frames for the guest, in order, until the link takes them. None is lost while the link lives.
 #[derive(Default)]
 pub(crate) struct Transmitter {
-    queue: VecDeque<Vec<u8>>,
+    queue: VecDeque<Frame>,
     spare: Vec<Vec<u8>>,
 }
 
@@ -151,12 +163,15 @@ impl Transmitter {
         self.queue.is_empty()
     }
 
-    /// A frame of `length` bytes, filled by `write`.
+    /// A frame of `length` bytes, all of which `write` must write: before that, they are those of
+    /// an older frame to the same guest.
     pub(crate) fn push<R>(&mut self, length: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
-        let mut frame = self.spare.pop().unwrap_or_default();
-        frame.resize(length, 0);
-        let result = write(&mut frame);
-        self.queue.push_back(frame);
+        let mut buffer = self.spare.pop().unwrap_or_default();
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let result = write(&mut buffer[..length]);
+        self.queue.push_back(Frame { buffer, length });
         result
     }
 
@@ -169,12 +184,12 @@ impl Transmitter {
 
     pub(crate) fn flush(&mut self, link: &OwnedFd, stats: &LiveStats) -> io::Result<Flush> {
         while !self.queue.is_empty() {
-            match sys::send_batch(link.as_fd(), self.queue.iter().map(Vec::as_slice)) {
+            match sys::send_batch(link.as_fd(), self.queue.iter().map(Frame::bytes)) {
                 Ok(sent) => {
                     for _ in 0..sent {
                         if let Some(frame) = self.queue.pop_front() {
                             stats.traffic.frames_out.add(1);
-                            stats.traffic.bytes_out.add(frame.len() as u64);
+                            stats.traffic.bytes_out.add(frame.length as u64);
                             self.recycle(frame);
                         }
                     }
@@ -196,9 +211,61 @@ impl Transmitter {
         Ok(Flush::Done)
     }
 
-    fn recycle(&mut self, frame: Vec<u8>) {
+    fn recycle(&mut self, frame: Frame) {
         if self.spare.len() < TRANSMIT_LIMIT {
-            self.spare.push(frame);
+            self.spare.push(frame.buffer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{MsgFlags, recv};
+
+    use super::*;
+
+    #[test]
+    fn a_full_link_loses_nothing() {
+        let (host, guest) = link_pair().unwrap();
+        setsockopt(&host, sockopt::SndBuf, &(64 << 10)).unwrap();
+        let stats = LiveStats::default();
+        let mut transmitter = Transmitter::default();
+        let mut sent = 0u32;
+        let mut received = 0u32;
+        let mut was_full = false;
+        let mut buffer = vec![0; 65536];
+        while received < 500 {
+            while sent < 500 && transmitter.has_room() {
+                // Lengths go up and down, so that old bytes in a buffer would show.
+                let length = 4 + (sent as usize * 7919) % 20_000;
+                transmitter.push(length, |frame| {
+                    frame.fill(sent as u8);
+                    frame[..4].copy_from_slice(&sent.to_be_bytes());
+                });
+                sent += 1;
+            }
+            was_full |= transmitter.flush(&host, &stats).unwrap() == Flush::Full;
+            while let Ok(length) = recv(guest.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                assert_eq!(length, 4 + (received as usize * 7919) % 20_000);
+                assert_eq!(buffer[..4], received.to_be_bytes());
+                assert!(buffer[4..length].iter().all(|byte| *byte == received as u8));
+                received += 1;
+            }
+        }
+        assert!(was_full);
+        assert_eq!(stats.traffic.frames_out.get(), 500);
+    }
+
+    #[test]
+    fn a_link_without_its_other_end_takes_no_frames() {
+        let (host, guest) = link_pair().unwrap();
+        drop(guest);
+        let stats = LiveStats::default();
+        let mut transmitter = Transmitter::default();
+        transmitter.push(60, |frame| frame.fill(0));
+        assert_eq!(transmitter.flush(&host, &stats).unwrap(), Flush::Done);
+        assert_eq!(stats.refused.link_down.get(), 1);
     }
 }

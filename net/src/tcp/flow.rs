@@ -40,7 +40,6 @@ pub(crate) struct Held {
     pub(crate) stream: HostStream,
     /// Addresses to try if this one refuses.
     pub(crate) alternates: Vec<SocketAddr>,
-    pub(crate) deadline: Duration,
 }
 
 /// A SYN without the data that it may have carried.

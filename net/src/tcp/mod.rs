@@ -8,6 +8,7 @@ mod budget;
 mod flow;
 mod host;
 mod listener;
+mod opening;
 mod relay;
 mod stack;
 mod table;
