@@ -88,6 +88,12 @@ impl AgentHost {
         spec
     }
 
+    /// Where the program lies on the host. A supervisor that runs as root serves the mounts of a
+    /// worker as their owner, so they must have one.
+    pub fn directory(&self) -> &Path {
+        self.program.path()
+    }
+
     /// The next agent that reports.
     pub async fn accept(&self, bench: &mut Bench) -> Agent {
         let reporting = async {
