@@ -16,7 +16,7 @@ use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
 use iii_proto::vfs::VfsEvent;
 use iii_vfs::launch::{VfsLaunch, VhostDevice};
-use iii_vmm::process::{ChildExit, ChildSpec, KillOnDrop};
+use iii_vmm::process::{ChildExit, ChildSpec, KillOnDrop, Stdio};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
@@ -25,6 +25,7 @@ use crate::event::{ActorKind, EventKind};
 use crate::messages::{Halt, InjectPanic, OnUp};
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
+use crate::tail::Tail;
 use crate::tree::ChildEnd;
 
 /// Told when the guest should give inodes back.
@@ -47,6 +48,10 @@ struct Server {
     boot: BootId,
     process: KillOnDrop,
     fatal: Option<String>,
+    stderr: Tail,
+    /// Its standard error is read to the end.
+    quiet: bool,
+    exit: Option<ChildExit>,
 }
 
 impl FsActor {
@@ -89,7 +94,11 @@ impl FsActor {
         let mut spec = ChildSpec::new(self.env.vfs_program.clone(), format!("{worker}/vfs"));
         spec.args = args;
         spec.inherit = inherited;
+        let failed = |e: std::io::Error| format!("failed to listen to iii-vfs: {e}");
+        let (stderr, its_stderr) = StdUnixStream::pair().map_err(failed)?;
+        spec.stderr = Stdio::Fd(its_stderr.into());
         let ended = ctx.address();
+        let on_exit = move |exit| ended.do_send(ServerExited { boot, exit });
         let process = self
             .processes
             .spawn(
@@ -97,18 +106,45 @@ impl FsActor {
                 &self.env.places,
                 ActorKind::Fs,
                 spec,
-                move |exit| {
-                    ended.do_send(ServerExited { boot, exit });
-                },
+                on_exit,
             )
             .map_err(|e| e.to_string())?;
+        let tail = Tail::default();
         self.server = Some(Server {
             boot,
             process: KillOnDrop(process),
             fatal: None,
+            stderr: tail.clone(),
+            quiet: false,
+            exit: None,
         });
-        self.listen(boot, events, ctx)
-            .map_err(|e| format!("failed to listen to iii-vfs: {e}"))
+        stderr.set_nonblocking(true).map_err(failed)?;
+        let reading = tail.read(UnixStream::from_std(stderr).map_err(failed)?);
+        ctx.spawn(reading.into_actor(self).map(move |(), actor, ctx| {
+            if let Some(server) = actor.server.as_mut().filter(|s| s.boot == boot) {
+                server.quiet = true;
+            }
+            actor.check_ended(boot, ctx);
+        }));
+        self.listen(boot, events, ctx).map_err(failed)
+    }
+
+    /// Once a server is reaped and its last words are read.
+    fn check_ended(&mut self, boot: BootId, ctx: &mut Context<Self>) {
+        let over = |s: &mut Server| s.boot == boot && s.quiet && s.exit.is_some();
+        let Some(server) = self.server.take_if(over) else {
+            return;
+        };
+        let exit = match server.exit {
+            None | Some(ChildExit::Code(0)) => return,
+            Some(exit) => exit,
+        };
+        let cause = match (server.fatal, server.stderr.last_line()) {
+            (Some(message), _) => format!("iii-vfs gave up: {message}"),
+            (None, Some(line)) => format!("iii-vfs ended with {exit}: {line}"),
+            (None, None) => format!("iii-vfs ended with {exit}"),
+        };
+        self.fail(cause, ctx);
     }
 
     fn listen(
@@ -218,17 +254,10 @@ impl Handler<ServerExited> for FsActor {
     type Result = ();
 
     fn handle(&mut self, msg: ServerExited, ctx: &mut Self::Context) {
-        let Some(server) = self.server.take_if(|s| s.boot == msg.boot) else {
-            return;
-        };
-        if msg.exit == ChildExit::Code(0) {
-            return;
+        if let Some(server) = self.server.as_mut().filter(|s| s.boot == msg.boot) {
+            server.exit = Some(msg.exit);
         }
-        let cause = match server.fatal {
-            Some(message) => format!("iii-vfs gave up: {message}"),
-            None => format!("iii-vfs ended with {}", msg.exit),
-        };
-        self.fail(cause, ctx);
+        self.check_ended(msg.boot, ctx);
     }
 }
 

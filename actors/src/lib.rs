@@ -44,6 +44,7 @@ mod root;
 mod runtime;
 pub mod spec;
 mod system;
+mod tail;
 pub mod tree;
 pub mod vm;
 mod worker;

@@ -20,20 +20,21 @@ use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
 use iii_proto::{CONTROL_PORT, LOG_PORT};
 use iii_vfs::launch::VhostDevice;
-use iii_vmm::process::{ChildExit, KillOnDrop};
+use iii_vmm::process::{ChildExit, KillOnDrop, Stdio};
 use iii_vmm::vmm::{VmExport, VmLaunch, VmNetwork, VmPort};
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use self::lifecycle::{Effect, Times, VmEnd, VmInput, VmLifecycle};
-use self::ports::{ConsoleTail, Port};
+use self::ports::Port;
 use crate::death_watch::DeathGuard;
 use crate::event::{ActorKind, EventKind};
 use crate::fs::{FsActor, Serve};
 use crate::messages::{Halt, InjectPanic, OnUp};
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
+use crate::tail::Tail;
 use crate::tree::ChildEnd;
 
 /// One boot of one worker.
@@ -49,7 +50,8 @@ pub(crate) struct VmActor {
     timer: Option<SpawnHandle>,
     to_guest: Option<mpsc::UnboundedSender<Vec<u8>>>,
     process: Option<KillOnDrop>,
-    console: ConsoleTail,
+    console: Tail,
+    stderr: Tail,
     open_ports: u32,
     on_up: Option<OnUp>,
     // Last: the parent is told when all else is released.
@@ -87,7 +89,8 @@ impl VmActor {
             timer: None,
             to_guest: None,
             process: None,
-            console: ConsoleTail::default(),
+            console: Tail::default(),
+            stderr: Tail::default(),
             open_ports: 0,
             on_up: Some(parts.on_up),
             guard: parts.guard,
@@ -164,7 +167,12 @@ impl VmActor {
                 ChildEnd::Done(exit)
             }
             VmEnd::Failed(failure) => {
-                let cause = match self.console.panic_line() {
+                // What the guest's kernel said, or else what the VMM did, tells more than the end.
+                let cause = match self
+                    .console
+                    .panic_line()
+                    .or_else(|| self.stderr.last_line())
+                {
                     Some(line) => format!("{}: {line}", failure.cause),
                     None => failure.cause,
                 };
@@ -238,7 +246,9 @@ impl VmActor {
             disks: Vec::new(),
             kernel_words: Vec::new(),
         };
-        let command = self.env.vmm.command(launch).map_err(|e| text(&e))?;
+        let mut command = self.env.vmm.command(launch).map_err(|e| text(&e))?;
+        let (stderr, vmm_stderr) = StdUnixStream::pair().map_err(socket)?;
+        command.stderr = Stdio::Fd(vmm_stderr.into());
         let ended = ctx.address();
         let process = self
             .processes
@@ -259,7 +269,8 @@ impl VmActor {
             boots: self.boots,
         });
         self.process = Some(KillOnDrop(process));
-        self.listen(console, control, log, ctx).map_err(socket)
+        self.listen([console, stderr], control, log, ctx)
+            .map_err(socket)
     }
 
     fn initrd(&self) -> Result<OwnedFd, String> {
@@ -273,7 +284,7 @@ impl VmActor {
 
     fn listen(
         &mut self,
-        console: StdUnixStream,
+        [console, stderr]: [StdUnixStream; 2],
         control: StdUnixStream,
         log: StdUnixStream,
         ctx: &mut Context<Self>,
@@ -287,12 +298,15 @@ impl VmActor {
         self.to_guest = Some(frames.clone());
         ctx.spawn(ports::write(into_guest, queued).into_actor(self));
         ctx.add_stream(ports::messages(from_guest));
-        let tail = self.console.clone();
-        ctx.spawn(
-            ports::read_console(stream(console)?, tail)
-                .into_actor(self)
-                .map(|(), actor, ctx| actor.port_closed(Port::Console, None, ctx)),
-        );
+        for (port, source, tail) in [
+            (Port::Console, console, &self.console),
+            (Port::Stderr, stderr, &self.stderr),
+        ] {
+            let reading = tail.clone().read(stream(source)?);
+            ctx.spawn(reading.into_actor(self).map(move |(), actor, ctx| {
+                actor.port_closed(port, None, ctx);
+            }));
+        }
         // A task of its own: if the reader of the logs is slow, what the VM wrote is still handed
         // on after this actor's end.
         let worker = self.plan.spec.name.clone();
@@ -300,17 +314,15 @@ impl VmActor {
         let reading = ports::read_log(stream(log)?, worker, self.boot, logs, frames);
         let reading = actix_rt::spawn(reading);
         ctx.spawn(
-            async move { reading.await }
-                .into_actor(self)
-                .map(|result, actor, ctx| {
-                    let broken = match result {
-                        Ok(broken) => broken,
-                        Err(error) => Some(format!("the log's reader ended: {error}")),
-                    };
-                    actor.port_closed(Port::Log, broken, ctx);
-                }),
+            actix::fut::wrap_future::<_, Self>(reading).map(|result, actor, ctx| {
+                let broken = match result {
+                    Ok(broken) => broken,
+                    Err(error) => Some(format!("the log's reader ended: {error}")),
+                };
+                actor.port_closed(Port::Log, broken, ctx);
+            }),
         );
-        self.open_ports = 3;
+        self.open_ports = 4;
         Ok(())
     }
 
@@ -324,7 +336,7 @@ impl VmActor {
             Port::Control => self.on(VmInput::PortBroken { cause }, ctx),
             // A log that is closed without a fault is noticed by the VMM's end.
             Port::Log if cause.is_some() => self.on(VmInput::PortBroken { cause }, ctx),
-            Port::Log | Port::Console => {}
+            Port::Log | Port::Console | Port::Stderr => {}
         }
         self.check_drained(ctx);
     }

@@ -1,8 +1,5 @@
 //! What comes out of a VM's ports, and what goes in. All of it is hostile until decoded.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::rc::Rc;
 use std::time::Instant;
 
 use futures_util::Stream as AsyncStream;
@@ -19,15 +16,13 @@ use tokio::sync::mpsc;
 use crate::event::LogLine;
 use crate::lines::LineCutter;
 
-/// Bytes of the console that are kept for the case of a crash.
-const CONSOLE_TAIL: usize = 8 * 1024;
-
 /// A port, for messages about it.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Port {
     Control,
     Log,
     Console,
+    Stderr,
 }
 
 impl std::fmt::Display for Port {
@@ -36,37 +31,8 @@ impl std::fmt::Display for Port {
             Self::Control => "control",
             Self::Log => "log",
             Self::Console => "console",
+            Self::Stderr => "standard error",
         })
-    }
-}
-
-/// The end of the guest's console.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ConsoleTail(Rc<RefCell<VecDeque<u8>>>);
-
-impl ConsoleTail {
-    fn push(&self, bytes: &[u8]) {
-        let mut tail = self.0.borrow_mut();
-        tail.extend(bytes);
-        let surplus = tail.len().saturating_sub(CONSOLE_TAIL);
-        tail.drain(..surplus);
-    }
-
-    /// The text, with everything that could drive a terminal taken out.
-    pub(super) fn text(&self) -> String {
-        let bytes: Vec<u8> = self.0.borrow().iter().copied().collect();
-        String::from_utf8_lossy(&bytes)
-            .chars()
-            .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
-            .collect()
-    }
-
-    /// What the guest's kernel said when it panicked.
-    pub(super) fn panic_line(&self) -> Option<String> {
-        let text = self.text();
-        let line = text.lines().find(|line| line.contains("Kernel panic"))?;
-        let at = line.find("Kernel panic").unwrap_or(0);
-        Some(line[at..].trim_end().to_owned())
     }
 }
 
@@ -144,17 +110,6 @@ pub(super) async fn write(mut port: OwnedWriteHalf, mut frames: mpsc::UnboundedR
         // The end of the VMM, which the spawner reports.
         if port.write_all(&frame).await.is_err() {
             return;
-        }
-    }
-}
-
-/// Reads the console until it ends.
-pub(super) async fn read_console(mut console: UnixStream, tail: ConsoleTail) {
-    let mut buffer = vec![0; 4096];
-    loop {
-        match console.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(n) => tail.push(&buffer[..n]),
         }
     }
 }

@@ -1,0 +1,84 @@
+//! The end of what a guest's console or a helper's standard error said, kept for the case of a
+//! crash.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+/// Bytes that are kept. A guest that floods its console gains nothing.
+const LIMIT: usize = 8 * 1024;
+
+/// The end of a text. Cheap to clone; clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tail(Rc<RefCell<VecDeque<u8>>>);
+
+impl Tail {
+    fn push(&self, bytes: &[u8]) {
+        let mut tail = self.0.borrow_mut();
+        tail.extend(bytes);
+        let surplus = tail.len().saturating_sub(LIMIT);
+        tail.drain(..surplus);
+    }
+
+    /// Reads a stream to its end.
+    pub(crate) async fn read(self, mut stream: UnixStream) {
+        let mut buffer = vec![0; 4096];
+        loop {
+            match stream.read(&mut buffer).await {
+                // A reset is the end of its writer, as an end of file is.
+                Ok(0) | Err(_) => return,
+                Ok(n) => self.push(&buffer[..n]),
+            }
+        }
+    }
+
+    /// The text, with everything that could drive a terminal taken out.
+    pub(crate) fn text(&self) -> String {
+        let bytes: Vec<u8> = self.0.borrow().iter().copied().collect();
+        String::from_utf8_lossy(&bytes)
+            .chars()
+            .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
+            .collect()
+    }
+
+    /// What the guest's kernel said when it panicked.
+    pub(crate) fn panic_line(&self) -> Option<String> {
+        let text = self.text();
+        let line = text.lines().find(|line| line.contains("Kernel panic"))?;
+        let at = line.find("Kernel panic").unwrap_or(0);
+        Some(line[at..].trim_end().to_owned())
+    }
+
+    /// The last line that says something.
+    pub(crate) fn last_line(&self) -> Option<String> {
+        let text = self.text();
+        let line = text
+            .lines()
+            .rev()
+            .map(str::trim)
+            .find(|line| !line.is_empty())?;
+        Some(line.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_is_kept_and_it_cannot_drive_a_terminal() {
+        let tail = Tail::default();
+        tail.push(&vec![b'x'; 3 * LIMIT]);
+        tail.push(b"\x1b[31m[ 1.0] Kernel panic - not syncing: oops\r\nlast words\n\n");
+        assert_eq!(tail.0.borrow().len(), LIMIT);
+        assert!(!tail.text().contains('\x1b'));
+        assert_eq!(
+            tail.panic_line().unwrap(),
+            "Kernel panic - not syncing: oops"
+        );
+        assert_eq!(tail.last_line().unwrap(), "last words");
+    }
+}
