@@ -75,7 +75,8 @@ fn all_faults_of_a_file_are_said_and_nothing_is_started() {
             stderr.contains("iii.workers.yaml:3:5: workers.web.comand: unknown key"),
             "{stderr}"
         );
-        assert!(stderr.contains("iii.workers.yaml:4:23:"), "{stderr}");
+        assert!(stderr.contains("\niii.workers.yaml:4:23:"), "{stderr}");
+        assert!(stderr.contains("3 faults in iii.workers.yaml"), "{stderr}");
     }
     assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
 }

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::REFUSED;
 use super::arguments::FileArguments;
-use super::say::{print, say};
-use crate::workers_file::{WorkersFile, format_duration, format_size};
+use super::say::{print, say, say_plain};
+use crate::workers_file::{WorkersFile, WorkersFileError, format_duration, format_size};
 
 /// Stands for a secret's value.
 const MASK: &str = "*****";
@@ -35,12 +35,31 @@ pub(super) fn run(args: &FileArguments) -> u8 {
 
 /// The file and those of its workers that were asked for; what is wrong with either was said.
 pub(super) fn load(args: &FileArguments) -> Option<(WorkersFile, Vec<WorkerSpec>)> {
-    let file = WorkersFile::load(&args.file).map_err(say).ok()?;
+    let file = match WorkersFile::load(&args.file) {
+        Ok(file) => file,
+        Err(error) => {
+            refuse(&error);
+            return None;
+        }
+    };
     let selected = file
         .select(&args.names)
         .map_err(|unknown| unknown.iter().for_each(say))
         .ok()?;
     Some((file, selected))
+}
+
+/// Faults stand at the start of their lines, as editors look for them.
+fn refuse(error: &WorkersFileError) {
+    match error {
+        WorkersFileError::Read { .. } => say(error),
+        WorkersFileError::Invalid { path, faults } => {
+            say_plain(error);
+            let count = faults.len();
+            let faults = if count == 1 { "fault" } else { "faults" };
+            say(format_args!("{count} {faults} in {}", path.display()));
+        }
+    }
 }
 
 /// A worker in the words of the workers file, with every default filled in.

@@ -5,11 +5,16 @@ use std::io::{self, Write as _};
 
 use super::{FAILED, OK};
 
-/// One message on stderr. If nobody reads stderr, there is nobody to tell.
+/// One message on stderr.
 pub(super) fn say(message: impl Display) {
+    say_plain(format_args!("iii-super: {message}"));
+}
+
+/// The same without the program's name before it. If nobody reads stderr, there is nobody to tell.
+pub(super) fn say_plain(message: impl Display) {
     let text = crate::output::escape::text(&message.to_string());
     // See above: the result has no use.
-    writeln!(io::stderr().lock(), "iii-super: {text}").ok();
+    writeln!(io::stderr().lock(), "{text}").ok();
 }
 
 /// The result of a command on stdout. A reader that has read enough (`| head`) is no failure.
