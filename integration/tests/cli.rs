@@ -109,6 +109,7 @@ impl Run {
                 "it does not end:\n{}",
                 self.seen.join("\n")
             );
+            meanwhile(self);
             std::thread::sleep(Duration::from_millis(20));
         }
     }
