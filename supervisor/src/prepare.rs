@@ -62,7 +62,9 @@ pub enum PrepareFault {
     #[error(transparent)]
     Command(#[from] CommandError),
     /// It has no command at all.
-    #[error("failed to find its command: none is given; name one, as `command: [\"node\", \"server.js\"]`")]
+    #[error(
+        "failed to find its command: none is given; name one, as `command: [\"node\", \"server.js\"]`"
+    )]
     NoCommand,
     /// A network rule is malformed.
     #[error(transparent)]
@@ -100,7 +102,9 @@ pub enum PrepareFault {
         remedy: &'static str,
     },
     /// A user that the guest does not know.
-    #[error("failed to find user \"{0}\" in the guest; use a number, as `user: \"1000:1000\"`, or one of: {1}")]
+    #[error(
+        "failed to find user \"{0}\" in the guest; use a number, as `user: \"1000:1000\"`, or one of: {1}"
+    )]
     UnknownUser(String, String),
     /// The boot medium cannot be made.
     #[error("failed to make the boot medium: {0}")]
@@ -115,7 +119,10 @@ pub(crate) struct Preparation<'a> {
 
 impl<'a> Preparation<'a> {
     pub(crate) fn new(firmware: &'a Firmware) -> Self {
-        Self { firmware, host_root: None }
+        Self {
+            firmware,
+            host_root: None,
+        }
     }
 
     /// Checks all workers. Either all can be started, or every fault is told.
@@ -129,12 +136,17 @@ impl<'a> Preparation<'a> {
             let worker = spec.name.clone();
             match self.worker(spec) {
                 Ok(plan) => prepared.push(PreparedWorker { plan }),
-                Err(faults) => errors.extend(
-                    faults.into_iter().map(|fault| PrepareError { worker: worker.clone(), fault }),
-                ),
+                Err(faults) => errors.extend(faults.into_iter().map(|fault| PrepareError {
+                    worker: worker.clone(),
+                    fault,
+                })),
             }
         }
-        if errors.is_empty() { Ok(prepared) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(prepared)
+        } else {
+            Err(errors)
+        }
     }
 
     fn host_root(&mut self) -> Result<(Arc<HostRoot>, Arc<[u8]>), PrepareFault> {
@@ -194,10 +206,7 @@ impl<'a> Preparation<'a> {
 }
 
 /// vm-init and the skeleton, which are the same at every boot.
-fn boot_medium(
-    firmware: &Firmware,
-    skeleton: &[SkeletonEntry],
-) -> Result<Vec<u8>, InitramfsError> {
+fn boot_medium(firmware: &Firmware, skeleton: &[SkeletonEntry]) -> Result<Vec<u8>, InitramfsError> {
     let mut medium = Initramfs::new();
     medium.init(firmware.init().bytes())?;
     medium.dir(SKELETON_PATH, 0o755)?;
@@ -214,7 +223,12 @@ fn boot_medium(
 
 fn default_user() -> GuestUser {
     let (name, id) = DEFAULT_USER;
-    GuestUser::Ids { name: name.into(), uid: id, gid: id, home: format!("/home/{name}") }
+    GuestUser::Ids {
+        name: name.into(),
+        uid: id,
+        gid: id,
+        home: format!("/home/{name}"),
+    }
 }
 
 /// Named users are looked up here, not in the guest: the file server must know the numbers.
@@ -226,21 +240,65 @@ fn user(spec: &WorkerSpec, skeleton: &[SkeletonEntry]) -> Result<GuestUser, Prep
             let known = passwd.values().find(|entry| entry.uid == *uid);
             let name = known.map_or_else(|| format!("u{uid}"), |entry| entry.name.clone());
             let home = known.map_or_else(|| format!("/home/{name}"), |entry| entry.home.clone());
-            Ok(GuestUser::Ids { name, uid: *uid, gid: *gid, home })
+            Ok(GuestUser::Ids {
+                name,
+                uid: *uid,
+                gid: *gid,
+                home,
+            })
         }
-        Some(UserSpec::Named(name)) => match passwd.get(name) {
-            Some(entry) => Ok(GuestUser::Ids {
-                name: entry.name.clone(),
-                uid: entry.uid,
-                gid: entry.gid,
-                home: entry.home.clone(),
-            }),
-            None => {
-                let known: Vec<&str> = passwd.keys().map(String::as_str).collect();
-                Err(PrepareFault::UnknownUser(name.clone(), known.join(", ")))
-            }
-        },
+        Some(UserSpec::Named(text)) => named(text, &passwd, skeleton),
     }
+}
+
+/// `name` or `name:group`, as the guest's own files have them.
+fn named(
+    text: &str,
+    passwd: &BTreeMap<String, PasswdEntry>,
+    skeleton: &[SkeletonEntry],
+) -> Result<GuestUser, PrepareFault> {
+    let (name, group) = match text.split_once(':') {
+        Some((name, group)) => (name, Some(group)),
+        None => (text, None),
+    };
+    let unknown = || {
+        let known: Vec<&str> = passwd.keys().map(String::as_str).collect();
+        PrepareFault::UnknownUser(text.to_owned(), known.join(", "))
+    };
+    let entry = passwd.get(name).ok_or_else(unknown)?;
+    let gid = match group {
+        None => entry.gid,
+        Some(group) => match group.parse() {
+            Ok(gid) => gid,
+            Err(_) => group_id(group, skeleton).ok_or_else(unknown)?,
+        },
+    };
+    Ok(GuestUser::Ids {
+        name: entry.name.clone(),
+        uid: entry.uid,
+        gid,
+        home: entry.home.clone(),
+    })
+}
+
+fn group_id(group: &str, skeleton: &[SkeletonEntry]) -> Option<u32> {
+    text_of(skeleton, "/etc/group").lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
+/// A file of the skeleton; empty if it has none of that name.
+fn text_of<'a>(skeleton: &'a [SkeletonEntry], path: &str) -> std::borrow::Cow<'a, str> {
+    skeleton
+        .iter()
+        .find_map(|entry| match &entry.kind {
+            EntryKind::File { bytes, .. } if entry.path == path => {
+                Some(String::from_utf8_lossy(bytes))
+            }
+            EntryKind::File { .. } | EntryKind::Dir { .. } | EntryKind::Symlink { .. } => None,
+        })
+        .unwrap_or_default()
 }
 
 #[derive(Debug)]
@@ -252,11 +310,7 @@ struct PasswdEntry {
 }
 
 fn passwd(skeleton: &[SkeletonEntry]) -> BTreeMap<String, PasswdEntry> {
-    let file = skeleton.iter().find_map(|entry| match (&entry.kind, entry.path.as_str()) {
-        (EntryKind::File { bytes, .. }, "/etc/passwd") => Some(bytes),
-        (EntryKind::File { .. } | EntryKind::Dir { .. } | EntryKind::Symlink { .. }, _) => None,
-    });
-    let text = file.map(|bytes| String::from_utf8_lossy(bytes)).unwrap_or_default();
+    let text = text_of(skeleton, "/etc/passwd");
     text.lines()
         .filter_map(|line| {
             let mut fields = line.split(':');
@@ -264,7 +318,15 @@ fn passwd(skeleton: &[SkeletonEntry]) -> BTreeMap<String, PasswdEntry> {
             let uid = fields.nth(1)?.parse().ok()?;
             let gid = fields.next()?.parse().ok()?;
             let home = fields.nth(1)?.to_owned();
-            Some((name.clone(), PasswdEntry { name, uid, gid, home }))
+            Some((
+                name.clone(),
+                PasswdEntry {
+                    name,
+                    uid,
+                    gid,
+                    home,
+                },
+            ))
         })
         .collect()
 }
@@ -284,10 +346,17 @@ fn command(spec: &WorkerSpec, root: &HostRoot, cwd: &str) -> Result<String, Prep
     let views: Vec<MountView> = spec
         .mounts
         .iter()
-        .map(|mount| MountView { host: mount.host.clone(), guest: mount.guest.clone() })
+        .map(|mount| MountView {
+            host: mount.host.clone(),
+            guest: mount.guest.clone(),
+        })
         .collect();
     let path = std::env::var_os("PATH");
-    let lookup = CommandLookup { path: path.as_deref(), cwd, mounts: &views };
+    let lookup = CommandLookup {
+        path: path.as_deref(),
+        cwd,
+        mounts: &views,
+    };
     Ok(root.resolve_command(program, &lookup)?.guest)
 }
 
@@ -303,7 +372,11 @@ fn policy(spec: &WorkerSpec) -> Result<Policy, PrepareFault> {
         NetworkMode::Engine => PolicyMode::Engine,
         NetworkMode::None => PolicyMode::None,
     };
-    Ok(Policy { mode, allow, host_ports: spec.network.host_ports.clone() })
+    Ok(Policy {
+        mode,
+        allow,
+        host_ports: spec.network.host_ports.clone(),
+    })
 }
 
 fn mounts(
@@ -318,7 +391,9 @@ fn mounts(
     for export in &root.exports {
         mounts.push(Mount {
             target: export.guest_path.clone(),
-            source: MountSource::Overlay { tag: export.tag.clone() },
+            source: MountSource::Overlay {
+                tag: export.tag.clone(),
+            },
         });
         exports.push(VfsExport {
             tag: export.tag.clone(),
@@ -354,7 +429,10 @@ fn mounts(
         let tag = format!("mount{n}");
         mounts.push(Mount {
             target: mount.guest.clone(),
-            source: MountSource::Export { tag: tag.clone(), read_only: mount.read_only },
+            source: MountSource::Export {
+                tag: tag.clone(),
+                read_only: mount.read_only,
+            },
         });
         exports.push(VfsExport {
             tag,
@@ -385,7 +463,11 @@ fn listeners(spec: &WorkerSpec, faults: &mut Vec<PrepareFault>) -> Vec<(TcpListe
                     }
                     _ => "check the address in `ports`",
                 };
-                faults.push(PrepareFault::Publish { address, source, remedy });
+                faults.push(PrepareFault::Publish {
+                    address,
+                    source,
+                    remedy,
+                });
             }
         }
     }
@@ -396,4 +478,43 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn skeleton() -> Vec<SkeletonEntry> {
+        let file = |path: &str, text: &str| SkeletonEntry {
+            path: path.into(),
+            kind: EntryKind::File {
+                mode: 0o644,
+                bytes: text.into(),
+            },
+        };
+        vec![
+            file(
+                "/etc/passwd",
+                "root:x:0:0::/root:/bin/sh\nworker:x:1000:1000::/home/worker:/bin/sh\n",
+            ),
+            file("/etc/group", "root:x:0:\nstaff:x:50:\n"),
+        ]
+    }
+
+    fn ids(text: &str) -> Option<(u32, u32)> {
+        let skeleton = skeleton();
+        match named(text, &passwd(&skeleton), &skeleton) {
+            Ok(GuestUser::Ids { uid, gid, .. }) => Some((uid, gid)),
+            Ok(GuestUser::Named(_)) | Err(_) => None,
+        }
+    }
+
+    #[test]
+    fn users_are_named_with_or_without_a_group() {
+        assert_eq!(ids("root"), Some((0, 0)));
+        assert_eq!(ids("worker:staff"), Some((1000, 50)));
+        assert_eq!(ids("worker:7"), Some((1000, 7)));
+        assert_eq!(ids("worker:nobody"), None);
+        assert_eq!(ids("nobody"), None);
+    }
 }

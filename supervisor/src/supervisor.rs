@@ -154,7 +154,9 @@ impl Host {
             Some(firmware) => firmware,
             None => FirmwareOptions::from_env()?,
         };
-        let places = HelperPlaces { directory: options.helper_dir };
+        let places = HelperPlaces {
+            directory: options.helper_dir,
+        };
         helpers::find(SHIM_HELPER, &places)?;
         let vfs_program = helpers::find(VFS_HELPER, &places)?;
         let vmm: Arc<dyn Vmm> = match options.vmm {
@@ -166,7 +168,13 @@ impl Host {
         };
         let vmm_info = vmm.check()?;
         let firmware = Firmware::locate(&firmware, &*options.progress)?;
-        Ok(Self { vmm, vmm_info, places, vfs_program, firmware })
+        Ok(Self {
+            vmm,
+            vmm_info,
+            places,
+            vfs_program,
+            firmware,
+        })
     }
 }
 
@@ -222,7 +230,10 @@ impl Supervisor {
     /// The workloads' output; for the first caller. A slow reader slows the workloads down and
     /// loses nothing; once the receiver is dropped, output is thrown away.
     pub fn take_logs(&self) -> Option<mpsc::Receiver<LogLine>> {
-        self.logs.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.logs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Resolves once no worker runs or will be started again, with how each ended.
