@@ -7,8 +7,8 @@ export CARGO_TERM_COLOR ?= auto
 
 # apt-get only where something is missing, and sudo only where it is needed.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-RUN_PACKAGES := qemu-system-x86 python3-minimal python3-pip ca-certificates gcc libc6-dev
-TEST_PACKAGES := cpio git python3 dnsmasq-base e2fsprogs util-linux
+RUN_PACKAGES := qemu-system-x86 python3 python3-pip ca-certificates gcc libc6-dev
+TEST_PACKAGES := cpio git dnsmasq-base e2fsprogs util-linux
 BENCH_PACKAGES := busybox-static
 
 .PHONY: help run build release test unit e2e fmt clippy docs deny bench fuzz tools-run tools-test clean

@@ -267,6 +267,10 @@ fn a_run_ends_by_itself_when_nothing_is_left_to_run() {
     let mut done = run(&file);
     done.line("done here");
     assert_eq!(done.wait().code(), Some(0));
+    let (_directory, file) =
+        workers_file("workers: {once: {command: [/bin/sh, -c, 'exit 4'], restart: never}}");
+    let mut done = run(&file);
+    assert_eq!(done.wait().code(), Some(1), "{}", done.seen.join("\n"));
     let (_directory, file) = workers_file(
         "
 workers:

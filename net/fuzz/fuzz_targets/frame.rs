@@ -17,6 +17,7 @@ const LINK: LinkAddresses = LinkAddresses {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(Inbound::Ip(packet)) = parse_frame(bytes, &LINK, 65520) {
-        drop(Segment::parse(packet.payload));
+        let segment = Segment::parse(packet.payload);
+        assert!(segment.is_err() || packet.payload.len() >= 20);
     }
 });

@@ -177,9 +177,7 @@ impl Run {
                 _ = signals.next() => code = KILLED,
             }
         }
-        let failed = outcomes
-            .iter()
-            .any(|(_, outcome)| matches!(outcome, Outcome::Failed(_)));
+        let failed = outcomes.iter().any(|(_, outcome)| is_failure(outcome));
         if failed { code.max(FAILED) } else { code }
     }
 
@@ -193,6 +191,16 @@ impl Run {
                 (self.supervisor.shutdown(Shutdown::Now).await, KILLED)
             }
         }
+    }
+}
+
+/// Whether an outcome makes the run's exit code 1.
+fn is_failure(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Failed(_) => true,
+        Outcome::Done(exit) => !exit.is_success(),
+        // By request; and what a later version adds is no failure that this one knows of.
+        _ => false,
     }
 }
 
