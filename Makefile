@@ -5,13 +5,11 @@ SHELL := /bin/bash
 CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
-# apt-get only where something is missing, and sudo only where it is needed.
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 RUN_PACKAGES := qemu-system-x86 python3 python3-pip ca-certificates gcc libc6-dev
 TEST_PACKAGES := cpio git dnsmasq-base e2fsprogs util-linux
 BENCH_PACKAGES := busybox-static
 
-.PHONY: help run build release test unit e2e fmt clippy docs deny bench fuzz tools-run tools-test clean
+.PHONY: help run build release test bench fmt clippy docs deny tools-run tools-test clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
