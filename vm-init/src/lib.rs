@@ -32,7 +32,7 @@ pub use sys::Credentials;
 
 /// Name and version, found in the binary by whoever embeds or ships it.
 #[used]
-pub static MARKER: &[u8] = concat!("iii-vm-init/", env!("CARGO_PKG_VERSION")).as_bytes();
+pub static MARKER: &[u8] = concat!("iii-vm-init/", env!("CARGO_PKG_VERSION"), "\0").as_bytes();
 
 /// `uname -r`.
 pub fn kernel_release() -> String {
