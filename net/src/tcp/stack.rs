@@ -13,7 +13,7 @@ use smoltcp::wire::HardwareAddress;
 
 use super::budget::Grant;
 use crate::link::Transmitter;
-use crate::wire::FrameWriter;
+use crate::wire::{FrameWriter, IPV4_HEADER, IPV6_HEADER, TCP_HEADER, flags};
 
 /// A guest that has lost a connection without telling is found out so.
 const KEEP_ALIVE: StackDuration = StackDuration::from_secs(120);
@@ -158,6 +158,37 @@ impl Stack {
     }
 }
 
+/// Takes one unit off the window that a segment offers.
+///
+/// smoltcp rounds the scaled window down to its unit, so the end of the window can move back by
+/// less than a unit when data arrives, and data that the guest was allowed to send a moment ago is
+/// cut off and has to be sent again after a time-out. The end that the guest sees is a unit
+/// further back, so it never reaches what smoltcp may take away.
+fn keep_window_from_shrinking(packet: &mut [u8]) {
+    let header = match packet.first().map(|byte| byte >> 4) {
+        Some(4) => IPV4_HEADER,
+        Some(_) => IPV6_HEADER,
+        None => return,
+    };
+    let Some(segment) = packet
+        .get_mut(header..)
+        .filter(|segment| segment.len() >= TCP_HEADER)
+    else {
+        return;
+    };
+    let window = u16::from_be_bytes([segment[14], segment[15]]);
+    // The window of a SYN is not scaled (RFC 7323 §2.2).
+    if window == 0 || segment[13] & flags::SYN != 0 {
+        return;
+    }
+    segment[14..16].copy_from_slice(&(window - 1).to_be_bytes());
+    // RFC 1624 for a field that becomes less by one: so much more is the sum's complement.
+    let checksum = u16::from_be_bytes([segment[16], segment[17]]);
+    let (sum, carry) = checksum.overflowing_add(1);
+    let checksum = sum + u16::from(carry);
+    segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+}
+
 /// Sends a FIN behind what is queued. Call it again after each acknowledgement.
 ///
 /// In LAST-ACK smoltcp answers a segment that acknowledges nothing new with a challenge and drops
@@ -234,6 +265,48 @@ impl phy::RxToken for Received<'_> {
 
 impl phy::TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        self.writer.ip_packet(self.transmitter, length, f)
+        self.writer.ip_packet(self.transmitter, length, |packet| {
+            let result = f(packet);
+            keep_window_from_shrinking(packet);
+            result
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use smoltcp::phy::ChecksumCapabilities;
+    use smoltcp::wire::{IpAddress, TcpControl, TcpPacket, TcpRepr, TcpSeqNumber};
+
+    use super::*;
+
+    #[test]
+    fn a_smaller_window_has_a_sound_checksum() {
+        let (source, destination) = (IpAddress::v4(1, 2, 3, 4), IpAddress::v4(5, 6, 7, 8));
+        // Every checksum there can be, the one that overflows included.
+        for number in 0..70_000 {
+            let repr = TcpRepr {
+                src_port: 1,
+                dst_port: 2,
+                control: TcpControl::None,
+                seq_number: TcpSeqNumber(number),
+                ack_number: Some(TcpSeqNumber(7)),
+                window_len: 1000,
+                window_scale: None,
+                max_seg_size: None,
+                sack_permitted: false,
+                sack_ranges: [None; 3],
+                timestamp: None,
+                payload: b"",
+            };
+            let mut packet = vec![0x45; IPV4_HEADER + TCP_HEADER];
+            let mut segment = TcpPacket::new_unchecked(&mut packet[IPV4_HEADER..]);
+            let checksums = ChecksumCapabilities::default();
+            repr.emit(&mut segment, &source, &destination, &checksums);
+            keep_window_from_shrinking(&mut packet);
+            let segment = TcpPacket::new_checked(&packet[IPV4_HEADER..]).unwrap();
+            assert_eq!(segment.window_len(), 999);
+            assert!(segment.verify_checksum(&source, &destination), "{number}");
+        }
     }
 }

@@ -175,8 +175,10 @@ impl Guest {
     }
 
     fn new_socket() -> tcp::Socket<'static> {
-        let buffer = || tcp::SocketBuffer::new(vec![0; 256 << 10]);
-        let mut socket = tcp::Socket::new(buffer(), buffer());
+        let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
+        // A larger window would be scaled, and smoltcp moves the end of a scaled window back,
+        // which no kernel does.
+        let mut socket = tcp::Socket::new(buffer(65535), buffer(256 << 10));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         socket
