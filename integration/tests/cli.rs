@@ -33,8 +33,24 @@ struct Run {
 }
 
 impl Run {
-    fn start(mut command: Command) -> Self {
-        let mut child = command
+    /// Whoever runs these tests in the background may have had SIGINT ignored, which is inherited
+    /// and which `iii-super` respects; `env` puts it back and becomes the program.
+    fn start(command: Command) -> Self {
+        let mut wrapped = Command::new("env");
+        wrapped
+            .arg("--default-signal=INT,TERM,HUP")
+            .arg(command.get_program());
+        wrapped.args(command.get_args());
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => wrapped.env(name, value),
+                None => wrapped.env_remove(name),
+            };
+        }
+        if let Some(directory) = command.get_current_dir() {
+            wrapped.current_dir(directory);
+        }
+        let mut child = wrapped
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
