@@ -21,7 +21,7 @@
 //! * What escalates: a VM or an actor that uses up its limit makes the worker `failed`, with the
 //!   reason kept; nothing above it is touched. A WorkerSupervisor that itself panics is replaced,
 //!   3 times within a minute, with a new VM.
-//! * A panic anywhere in an actor is seen by its [guard](death_watch), reported with its message,
+//! * A panic anywhere in an actor is seen by its guard, reported with its message,
 //!   and repaired like any other failure.
 //!
 //! May depend on `net`, `vfs`, `vmm`, `firmware`, `image`, `proto`. Must never be in it: files of

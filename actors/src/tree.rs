@@ -1,7 +1,7 @@
 //! The supervision tree's core: which child is started, stopped and started again, and when.
 //!
 //! Pure: time and entropy are arguments, what is to be done comes back as [`Action`]s. The actor
-//! around it ([`crate::worker`]) does the work and reports back with [`Input`]s.
+//! around it (`worker`) does the work and reports back with [`Input`]s.
 //!
 //! # Rules
 //!

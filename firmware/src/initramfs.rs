@@ -3,7 +3,7 @@
 //!
 //! The kernel unpacks any number of archives laid end to end, later entries replacing earlier
 //! ones. So a boot medium is a base segment, which is the same for every boot of a worker, and a
-//! per-boot segment that holds the [`GuestSpec`](iii_proto::guest::GuestSpec).
+//! per-boot segment that holds the [`GuestSpec`].
 
 use std::collections::HashSet;
 

@@ -11,7 +11,7 @@
 //! May depend on: nothing of the project. Must never be in it: I/O, clocks, randomness, threads.
 //! Time and entropy are arguments.
 //!
-//! Everything that arrives from a guest is decoded under a length bound ([`codec::Limits`]) and
+//! Everything that arrives from a guest is decoded under a length bound ([`codec::MAX_FRAME`]) and
 //! can fail, but never panics.
 #![deny(unsafe_code)]
 

@@ -1,5 +1,5 @@
 //! One life of a VM, as a table of state and event. Pure: `now` is an argument, what is to be done
-//! comes back as [`Effect`]s; [`crate::vm::VmActor`] does it.
+//! comes back as [`Effect`]s; `VmActor` does it.
 //!
 //! "Spawned" is not "up", and "up" is not "ready": the VMM's process makes `Booting`, the guest's
 //! `Hello` makes `Running`, and readiness is the workload's own fact, passed on as an event.

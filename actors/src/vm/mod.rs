@@ -1,7 +1,7 @@
 //! VmActor: owns one VM's process and talks to its vm-init.
 //!
 //! * [`lifecycle`] decides; this file does what it says.
-//! * [`ports`] reads what comes out of the VM.
+//! * `ports` reads what comes out of the VM.
 
 pub mod lifecycle;
 mod ports;
