@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match measure(json) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing_free_complaint(&error);
+            complain(&error);
             ExitCode::FAILURE
         }
     }
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 // Standard error is where a failed measurement belongs.
 #[allow(clippy::print_stderr)]
-fn tracing_free_complaint(error: &str) {
+fn complain(error: &str) {
     eprintln!("iii-bench: {error}");
 }
 
