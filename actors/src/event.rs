@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::root::WorkerState;
 use iii_proto::control::{BootStage, PowerOffReason};
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
 use iii_proto::log::Stream;
@@ -38,7 +39,9 @@ fn seconds<S: serde::Serializer>(at: &Duration, s: S) -> Result<S::Ok, S::Error>
 }
 
 /// The four kinds of actor that serve one worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActorKind {
     /// Resolves the guest's DNS queries.
@@ -69,6 +72,28 @@ impl std::fmt::Display for ActorKind {
 pub enum EventKind {
     /// The worker was accepted; its children are being started.
     WorkerStarting,
+    /// The worker is wanted and waits for others.
+    WorkerWaiting {
+        /// For whom.
+        on: Vec<WorkerName>,
+    },
+    /// The worker is stopped and started again: by request, or since something that it depends on
+    /// has left the state that it demands.
+    WorkerRestarting {
+        /// What it lost; `None`: a user asked.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lost: Option<WorkerName>,
+    },
+    /// The supervisor before this one did not end in order; this is what became of the worker.
+    WorkerRecovered {
+        /// Where the worker stood then.
+        state: WorkerState,
+        /// The VM that was lost, with all that it held in memory.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        lost_boot: Option<BootId>,
+        /// Restarts of its VM that still count towards the limit.
+        restarts: usize,
+    },
     /// A host port is being listened on.
     Published {
         /// The host's address and port.
@@ -237,6 +262,7 @@ struct Inner {
     sender: broadcast::Sender<Event>,
     seq: AtomicU64,
     origin: Instant,
+    epoch: Duration,
 }
 
 impl Default for EventBus {
@@ -254,20 +280,26 @@ impl EventBus {
                 sender,
                 seq: AtomicU64::new(0),
                 origin: Instant::now(),
+                // A host clock before 1970 counts from there.
+                epoch: SystemTime::now()
+                    .duration_since(SystemTime::UNIX_EPOCH)
+                    .unwrap_or_default(),
             }),
         }
     }
 
-    /// Time since the bus was made: the `now` of every core of this supervisor.
+    /// The `now` of every core of this supervisor: the wall clock when the bus was made, and from
+    /// then on the monotonic clock. So it never goes back, and what one supervisor remembers means
+    /// something to the next.
     pub fn now(&self) -> Duration {
-        self.inner.origin.elapsed()
+        self.inner.epoch + self.inner.origin.elapsed()
     }
 
     /// Tells every subscriber. Returns at once; nobody listening is no error.
     pub fn emit(&self, worker: Option<&WorkerName>, boot: Option<BootId>, kind: EventKind) {
         let event = Event {
             seq: self.inner.seq.fetch_add(1, Ordering::Relaxed) + 1,
-            at: self.now(),
+            at: self.inner.origin.elapsed(),
             time_unix_ms: unix_ms(),
             worker: worker.cloned(),
             boot,

@@ -17,9 +17,10 @@ use iii_proto::vfs::VfsExport;
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::process::Spawner;
 use iii_vmm::vmm::{Vmm, VmmInfo};
-use tokio::sync::mpsc;
 
-use crate::event::{EventBus, LogLine};
+use crate::event::EventBus;
+use crate::logs::LogBus;
+use crate::memory::Keeper;
 use crate::spec::{NetworkMode, WorkerSpec};
 
 /// What all workers of a supervisor share.
@@ -37,8 +38,10 @@ pub struct Environment {
     pub vfs_program: PathBuf,
     /// Where events go.
     pub bus: EventBus,
-    /// Where output goes. Bounded: a reader that is slow slows the workloads and loses nothing.
-    pub logs: mpsc::Sender<LogLine>,
+    /// Where output goes.
+    pub logs: LogBus,
+    /// What outlives this supervisor; `None`: nothing does.
+    pub keeper: Option<Arc<dyn Keeper>>,
 }
 
 /// One worker, ready to be started.

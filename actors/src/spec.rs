@@ -8,6 +8,7 @@ use std::time::Duration;
 use iii_proto::guest::HealthCheck;
 use iii_proto::ids::WorkerName;
 use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
+use serde::Serialize;
 
 /// One worker.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +42,8 @@ pub struct WorkerSpec {
     pub vm_restart: RestartPolicy,
     /// Probe of the workload.
     pub health: Option<HealthCheck>,
+    /// Workers that must have come so far before this one is started.
+    pub depends_on: Vec<Dependency>,
     /// Time between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
     /// Time from the VMM's start in which the guest must say `Hello`.
@@ -69,6 +72,7 @@ impl WorkerSpec {
             restart: RestartPolicy::default(),
             vm_restart: default_vm_restart(),
             health: None,
+            depends_on: Vec::new(),
             stop_grace: Duration::from_secs(10),
             boot_deadline: Duration::from_secs(60),
             heartbeat_timeout: Duration::from_secs(30),
@@ -89,6 +93,42 @@ pub fn default_vm_restart() -> RestartPolicy {
         }),
         ..RestartPolicy::default()
     }
+}
+
+/// What one worker demands of another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependency {
+    /// Of whom.
+    pub worker: WorkerName,
+    /// How far it must have come.
+    pub condition: Condition,
+    /// Whether the dependent is stopped when the other leaves that state, and started again when
+    /// it is back. Otherwise it goes on, and is expected to connect anew.
+    pub restart: bool,
+}
+
+impl Dependency {
+    /// On a worker that is ready; the dependent goes on when that one is restarted.
+    pub fn ready(worker: WorkerName) -> Self {
+        Self {
+            worker,
+            condition: Condition::Ready,
+            restart: false,
+        }
+    }
+}
+
+/// How far a dependency must have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Condition {
+    /// Its workload's process runs, or has run to its end.
+    Started,
+    /// Its probe has passed; without a probe the same as started.
+    #[default]
+    Ready,
+    /// Its workload has ended with exit code 0.
+    Done,
 }
 
 /// Where the guest's root comes from.

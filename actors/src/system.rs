@@ -8,12 +8,15 @@ use actix::prelude::*;
 use iii_proto::ids::WorkerName;
 use tokio::sync::oneshot;
 
+use crate::memory::WorkerMemory;
 use crate::plan::{Environment, WorkerPlan};
 use crate::root::{
-    Add, AddError, AwaitIdle, InjectError, InjectInto, Outcomes, RootSupervisor, StopAll,
+    Add, AddError, AwaitIdle, InjectError, InjectInto, Outcomes, QueryStatus, QueryStatuses,
+    Remove, RequestError, RequestRestart, RequestStart, RequestStop, RootSupervisor, StopAll,
+    Until, WaitFor, WorkerStatus,
 };
 use crate::runtime::Arbiters;
-use crate::worker::Fault;
+use crate::worker::{Fault, Scope};
 
 /// Threads for all actors of a system. Actors only pass messages; what works hard (network loops,
 /// VMMs, file servers) has threads and processes of its own.
@@ -66,12 +69,105 @@ impl ActorSystem {
         })
     }
 
-    /// Starts a worker.
-    pub async fn add(&self, plan: WorkerPlan) -> Result<(), AddError> {
+    /// Takes a worker and, if `start`, starts it. `memory` is what an earlier supervisor that did
+    /// not end in order has left of it.
+    pub async fn add(
+        &self,
+        plan: WorkerPlan,
+        memory: Option<WorkerMemory>,
+        start: bool,
+    ) -> Result<(), AddError> {
+        let plan = Arc::new(plan);
         self.root
-            .send(Add(Arc::new(plan)))
+            .send(Add {
+                plan,
+                memory,
+                start,
+            })
             .await
             .unwrap_or(Err(AddError::Ended))
+    }
+
+    /// Starts a worker that is at rest, once what it depends on allows.
+    pub async fn start_worker(&self, worker: WorkerName) -> Result<(), RequestError> {
+        self.ask(RequestStart(worker)).await
+    }
+
+    /// Begins to stop a worker; [`Self::at_rest`] tells when that is done.
+    pub async fn stop_worker(&self, worker: WorkerName, urgent: bool) -> Result<(), RequestError> {
+        self.ask(RequestStop { worker, urgent }).await
+    }
+
+    /// Begins to restart a worker or a part of it.
+    pub async fn restart_worker(
+        &self,
+        worker: WorkerName,
+        scope: Scope,
+    ) -> Result<(), RequestError> {
+        self.ask(RequestRestart { worker, scope }).await
+    }
+
+    /// Stops a worker and forgets it; resolves when nothing of it is left.
+    pub async fn remove(&self, worker: WorkerName) -> Result<(), RequestError> {
+        let (answer, gone) = oneshot::channel();
+        let wait = WaitFor {
+            worker: worker.clone(),
+            until: Until::Removed,
+            answer,
+        };
+        self.ask(wait).await?;
+        self.ask(Remove(worker)).await?;
+        // The sender is dropped with the worker.
+        drop(gone.await);
+        Ok(())
+    }
+
+    /// Resolves once nothing of the worker runs or will without a request.
+    pub async fn at_rest(&self, worker: WorkerName) -> Result<WorkerStatus, RequestError> {
+        self.wait(worker, Until::AtRest).await
+    }
+
+    /// Resolves once the worker is ready, or at rest and will not be.
+    pub async fn ready(&self, worker: WorkerName) -> Result<WorkerStatus, RequestError> {
+        self.wait(worker, Until::ReadyOrAtRest).await
+    }
+
+    async fn wait(&self, worker: WorkerName, until: Until) -> Result<WorkerStatus, RequestError> {
+        let (answer, status) = oneshot::channel();
+        let unknown = RequestError::Unknown(worker.clone());
+        self.ask(WaitFor {
+            worker,
+            until,
+            answer,
+        })
+        .await?;
+        // Dropped unanswered: the worker was removed.
+        status.await.map_err(|_| unknown)
+    }
+
+    /// How a worker is.
+    pub async fn status(&self, worker: WorkerName) -> Result<WorkerStatus, RequestError> {
+        self.ask(QueryStatus(worker)).await
+    }
+
+    /// How all workers are, by name.
+    pub async fn statuses(&self) -> Result<Vec<WorkerStatus>, RequestError> {
+        self.root
+            .send(QueryStatuses)
+            .await
+            .map_err(|_| RequestError::Ended)
+    }
+
+    async fn ask<M, T>(&self, message: M) -> Result<T, RequestError>
+    where
+        M: Message<Result = Result<T, RequestError>> + Send + 'static,
+        T: Send + 'static,
+        RootSupervisor: Handler<M>,
+    {
+        self.root
+            .send(message)
+            .await
+            .unwrap_or(Err(RequestError::Ended))
     }
 
     /// Begins to stop every worker; [`Self::idle`] tells when that is done. A second call with

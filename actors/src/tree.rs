@@ -18,7 +18,7 @@
 
 use std::time::Duration;
 
-use iii_proto::restart::{Decision, Exit, RestartPolicy, RestartTracker};
+use iii_proto::restart::{Decision, Exit, RestartMemory, RestartPolicy, RestartTracker};
 
 /// A child as it is declared.
 #[derive(Clone, Debug)]
@@ -49,6 +49,12 @@ pub enum Input<C> {
     Start,
     /// Stop everything, within each child's grace.
     Stop,
+    /// Stop a child and all that requires it, in order, and start them again. A request, no
+    /// failure: nothing is counted.
+    Restart {
+        /// Who.
+        child: C,
+    },
     /// A child runs.
     Up {
         /// Who.
@@ -226,6 +232,18 @@ impl<C: Copy + Eq + std::fmt::Debug> Tree<C> {
         }
     }
 
+    /// Goes on counting where an earlier tree ended. To be called before the first start.
+    pub fn resume(&mut self, child: C, memory: RestartMemory) {
+        for c in self.children.iter_mut().filter(|c| c.def.id == child) {
+            c.tracker = RestartTracker::resume(c.def.restart.clone(), memory.clone());
+        }
+    }
+
+    /// What each child's tracker remembers.
+    pub fn memory(&self) -> impl Iterator<Item = (C, RestartMemory)> {
+        self.children.iter().map(|c| (c.def.id, c.tracker.memory()))
+    }
+
     /// Restarts of a child so far.
     pub fn restarts(&self, child: C) -> u64 {
         self.find(child).map_or(0, |c| c.tracker.total())
@@ -276,7 +294,10 @@ impl<C: Copy + Eq + std::fmt::Debug> Tree<C> {
             Input::Start => match self.phase {
                 Phase::Idle => {
                     for child in &mut self.children {
-                        child.tracker.reset();
+                        // What was resumed counts for the first start.
+                        if child.life > 0 {
+                            child.tracker.reset();
+                        }
                         child.state = State::Down;
                     }
                     self.phase = Phase::Running;
@@ -285,6 +306,10 @@ impl<C: Copy + Eq + std::fmt::Debug> Tree<C> {
             },
             Input::Stop => match self.phase {
                 Phase::Running => self.end(TreeEnd::Stopped),
+                Phase::Idle | Phase::Ending(_) => {}
+            },
+            Input::Restart { child } => match self.phase {
+                Phase::Running => self.restart(child),
                 Phase::Idle | Phase::Ending(_) => {}
             },
             Input::Up { child, life } => self.up(child, life, now),
@@ -311,6 +336,23 @@ impl<C: Copy + Eq + std::fmt::Debug> Tree<C> {
             }
             // A stop was sent before the report arrived; its `Down` follows.
             State::Stopping | State::Up | State::Down | State::Waiting(_) => {}
+        }
+    }
+
+    fn restart(&mut self, child: C) {
+        let Some(at) = self.children.iter().position(|c| c.def.id == child) else {
+            return;
+        };
+        for i in std::iter::once(at).chain(self.dependents(at)) {
+            let child = &mut self.children[i];
+            match child.state {
+                State::Starting | State::Up => {
+                    child.stop.get_or_insert(Urgency::Graceful);
+                }
+                // It would be started again anyhow; now it need not wait.
+                State::Waiting(_) => child.state = State::Down,
+                State::Down | State::Stopping => {}
+            }
         }
     }
 

@@ -3,16 +3,18 @@
 //! [`crate::tree`] decides what is started and stopped; this actor does it, and keeps what must
 //! outlive a child: the network link's descriptors, the mailbox of DnsActor, the processes.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::prelude::*;
 use iii_net::link_pair;
 use iii_proto::control::GuestFault;
-use iii_proto::ids::BootId;
-use iii_proto::restart::{Exit, RestartLimit, RestartMode, RestartPolicy};
+use iii_proto::ids::{BootId, GuestPid, WorkerName};
+use iii_proto::restart::{Exit, RestartLimit, RestartMemory, RestartMode, RestartPolicy};
 use nix::sys::socket::{MsgFlags, recv};
-use std::time::Duration;
+use serde::{Deserialize, Serialize};
 
 use crate::death_watch::DeathGuard;
 use crate::dns::{DnsActor, DnsMailbox};
@@ -24,7 +26,7 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::runtime::Arbiters;
 use crate::tree::{Action, ChildDef, Input, Tree, TreeEnd};
-use crate::vm::{InjectVmmDeath, Tell, VmActor, VmActorParts};
+use crate::vm::{InjectVmmDeath, OnProgress, Tell, VmActor, VmActorParts};
 
 /// How actors other than the VM's are restarted: at once, then slower, and not for ever.
 fn actor_restart() -> RestartPolicy {
@@ -44,7 +46,8 @@ fn actor_restart() -> RestartPolicy {
 }
 
 /// How a worker ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Outcome {
     /// Its workload is complete and its policy does not restart it.
@@ -53,6 +56,48 @@ pub enum Outcome {
     Stopped,
     /// It will not be restarted any more.
     Failed(String),
+}
+
+/// To RootSupervisor: how far a worker has come.
+#[derive(Clone, Debug)]
+pub(crate) enum Progress {
+    /// The VM's process runs.
+    VmStarted { boot: BootId, boots: u64, pid: u32 },
+    /// The workload's process runs.
+    WorkloadStarted(GuestPid),
+    /// The workload is ready.
+    WorkloadReady(GuestPid),
+    /// The workload has ended and is, maybe, restarted.
+    WorkloadExited(Exit),
+    /// The VM has ended.
+    VmDown,
+    /// A restart was granted.
+    Restarting(BTreeMap<ActorKind, RestartMemory>),
+    /// The tree is at rest.
+    Ended(Outcome),
+}
+
+/// To RootSupervisor: [`Progress`] of one incarnation of a WorkerSupervisor.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct WorkerReport {
+    pub(crate) name: WorkerName,
+    pub(crate) incarnation: u64,
+    pub(crate) progress: Progress,
+}
+
+/// What a WorkerSupervisor is made of.
+pub(crate) struct WorkerParts {
+    pub(crate) env: Environment,
+    pub(crate) plan: Arc<WorkerPlan>,
+    pub(crate) arbiters: Arc<Arbiters>,
+    pub(crate) processes: Processes,
+    pub(crate) incarnation: u64,
+    /// VMs that the worker has had, and restarts that count.
+    pub(crate) boots: u64,
+    pub(crate) restarts: BTreeMap<ActorKind, RestartMemory>,
+    pub(crate) root: Recipient<WorkerReport>,
+    pub(crate) guard: DeathGuard,
 }
 
 /// A child that runs. Dropped with the supervisor that owned it, it ends the child.
@@ -109,30 +154,17 @@ pub(crate) struct WorkerSupervisor {
     boot: Option<BootId>,
     urgent: bool,
     timer: Option<SpawnHandle>,
-    on_end: Recipient<WorkerEnded>,
+    incarnation: u64,
+    root: Recipient<WorkerReport>,
     // Last: the parent is told when all else is released.
     #[expect(dead_code, reason = "it acts by its drop")]
     guard: DeathGuard,
 }
 
-/// To the RootSupervisor: a worker's tree has ended.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct WorkerEnded {
-    pub(crate) plan: Arc<WorkerPlan>,
-    pub(crate) outcome: Outcome,
-}
-
 impl WorkerSupervisor {
-    pub(crate) fn new(
-        env: Environment,
-        plan: Arc<WorkerPlan>,
-        arbiters: Arc<Arbiters>,
-        processes: Processes,
-        on_end: Recipient<WorkerEnded>,
-        guard: DeathGuard,
-    ) -> Self {
+    pub(crate) fn new(parts: WorkerParts) -> Self {
         use ActorKind::{Dns, Fs, NetPoll, Vm};
+        let plan = parts.plan;
         let child = |id, requires: &[ActorKind], restart| ChildDef {
             id,
             requires: requires.to_vec(),
@@ -145,22 +177,35 @@ impl WorkerSupervisor {
         }
         defs.push(child(Fs, &[], actor_restart()));
         defs.push(child(Vm, &[Fs], plan.spec.vm_restart.clone()));
+        let mut tree = Tree::new(defs);
+        for (child, memory) in parts.restarts {
+            tree.resume(child, memory);
+        }
         Self {
-            tree: Tree::new(defs),
-            env,
+            tree,
+            env: parts.env,
             plan,
-            arbiters,
-            processes,
+            arbiters: parts.arbiters,
+            processes: parts.processes,
             children: Children::default(),
             mailbox: Arc::default(),
             link: None,
-            boots: 0,
+            boots: parts.boots,
             boot: None,
             urgent: false,
             timer: None,
-            on_end,
-            guard,
+            incarnation: parts.incarnation,
+            root: parts.root,
+            guard: parts.guard,
         }
+    }
+
+    fn report(&self, progress: Progress) {
+        self.root.do_send(WorkerReport {
+            name: self.plan.spec.name.clone(),
+            incarnation: self.incarnation,
+            progress,
+        });
     }
 
     fn emit(&self, kind: EventKind) {
@@ -218,6 +263,7 @@ impl WorkerSupervisor {
                         stops,
                     },
                 });
+                self.report(Progress::Restarting(self.tree.memory().collect()));
             }
             Action::Ended(end) => self.ended(end),
         }
@@ -297,6 +343,7 @@ impl WorkerSupervisor {
                     boots: self.boots,
                     link,
                     fs,
+                    on_progress: self.on_progress(),
                     on_up,
                     guard,
                 };
@@ -308,6 +355,20 @@ impl WorkerSupervisor {
             }
         }
         Ok(())
+    }
+
+    /// What VmActor tells RootSupervisor, past this actor: its own reports of the end follow only
+    /// when VmActor is gone.
+    fn on_progress(&self) -> OnProgress {
+        let (root, name) = (self.root.clone(), self.plan.spec.name.clone());
+        let incarnation = self.incarnation;
+        Box::new(move |progress| {
+            root.do_send(WorkerReport {
+                name: name.clone(),
+                incarnation,
+                progress,
+            });
+        })
     }
 
     fn halt(&self, child: ActorKind, urgent: bool) {
@@ -332,6 +393,7 @@ impl WorkerSupervisor {
             ActorKind::Fs => self.children.fs = None,
             ActorKind::Vm => {
                 self.children.vm = None;
+                self.report(Progress::VmDown);
                 if let Some(net) = &self.children.net {
                     net.address.do_send(Link::Down);
                 }
@@ -368,10 +430,7 @@ impl WorkerSupervisor {
             Outcome::Failed(reason) => EventKind::WorkerFailed { reason },
         });
         self.boot = None;
-        self.on_end.do_send(WorkerEnded {
-            plan: Arc::clone(&self.plan),
-            outcome,
-        });
+        self.report(Progress::Ended(outcome));
     }
 }
 
@@ -386,10 +445,8 @@ fn entropy() -> u64 {
     })
 }
 
-impl Actor for WorkerSupervisor {
-    type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Self::Context) {
+impl WorkerSupervisor {
+    fn begin(&mut self, ctx: &mut Context<Self>) {
         self.emit(EventKind::WorkerStarting);
         for (listener, guest_port) in &self.plan.listeners {
             match listener.local_addr() {
@@ -401,6 +458,78 @@ impl Actor for WorkerSupervisor {
             }
         }
         self.on(Input::Start, ctx);
+    }
+}
+
+impl Actor for WorkerSupervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.begin(ctx);
+    }
+}
+
+/// To a WorkerSupervisor whose tree is at rest: start it again, with fresh counters.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct StartWorker;
+
+impl Handler<StartWorker> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: StartWorker, ctx: &mut Self::Context) {
+        self.begin(ctx);
+    }
+}
+
+/// To a WorkerSupervisor whose tree is at rest: end.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Dismiss;
+
+impl Handler<Dismiss> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, _: Dismiss, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+/// What a restart by request begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scope {
+    /// The workload, inside its VM: its memory is lost, the VM's is not.
+    Workload,
+    /// The VM: everything in it is lost; the network loop and the resolver go on.
+    Vm,
+    /// The worker with all its actors, and what may not outlive it.
+    All,
+}
+
+/// To a WorkerSupervisor: restart a part of it, in order. Not a failure: nothing is counted.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) enum RestartPart {
+    Workload,
+    Vm,
+}
+
+impl Handler<RestartPart> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, part: RestartPart, ctx: &mut Self::Context) {
+        match part {
+            RestartPart::Workload => {
+                if let Some(vm) = &self.children.vm {
+                    vm.address.do_send(Tell::RestartWorkload);
+                }
+            }
+            RestartPart::Vm => {
+                let child = ActorKind::Vm;
+                self.on(Input::Restart { child }, ctx);
+            }
+        }
     }
 }
 

@@ -15,8 +15,8 @@ use std::time::Duration;
 use iii_actors::event::{Event, EventKind, LogLine};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_supervisor::{Fault, Shutdown, Supervisor};
-use tokio::sync::{broadcast, mpsc};
+use iii_supervisor::{EventStream, Fault, Shutdown, Supervisor};
+use tokio::sync::mpsc;
 
 /// Nothing in these tests takes as long unless it is broken; a loaded machine only makes them
 /// slower, never wrong.
@@ -49,7 +49,7 @@ pub fn worker_name(name: &str) -> WorkerName {
 pub struct Bench {
     /// The supervisor under test.
     pub supervisor: Supervisor,
-    events: broadcast::Receiver<Event>,
+    events: EventStream,
     logs: mpsc::Receiver<LogLine>,
     /// Events seen so far.
     pub seen: Vec<Event>,
@@ -94,7 +94,10 @@ impl Bench {
                 panic!("{}", texts.join("\n"))
             });
         for worker in prepared {
-            self.supervisor.add(worker).await.expect("the name is new");
+            self.supervisor
+                .launch(worker)
+                .await
+                .expect("the name is new");
         }
     }
 
@@ -107,9 +110,10 @@ impl Bench {
                     return found;
                 }
                 tokio::select! {
-                    event = self.events.recv() => match event {
-                        Ok(event) => self.seen.push(event),
-                        Err(error) => panic!("waiting for {what}: {error}"),
+                    event = self.events.next() => match event {
+                        Some(Ok(event)) => self.seen.push(event),
+                        Some(Err(error)) => panic!("waiting for {what}: {error}"),
+                        None => panic!("waiting for {what}: the events have ended"),
                     },
                     line = self.logs.recv() => match line {
                         Some(line) => self.lines.push(line),
@@ -202,7 +206,7 @@ impl Bench {
 
     /// Where the next event will be put.
     pub fn mark(&mut self) -> usize {
-        while let Ok(event) = self.events.try_recv() {
+        while let Some(Ok(event)) = self.events.try_next() {
             self.seen.push(event);
         }
         self.seen.len()
@@ -247,12 +251,12 @@ impl Bench {
             loop {
                 tokio::select! {
                     _ = &mut shutdown => break,
-                    Ok(event) = events.recv() => seen.push(event),
+                    Some(Ok(event)) = events.next() => seen.push(event),
                     Some(line) = logs.recv() => lines.push(line),
                 }
             }
         }
-        while let Ok(event) = events.try_recv() {
+        while let Some(Ok(event)) = events.try_next() {
             seen.push(event);
         }
         while let Ok(line) = logs.try_recv() {

@@ -167,6 +167,17 @@ pub enum Decision {
     GiveUp,
 }
 
+/// What a [`RestartTracker`] remembers: enough for a successor to go on counting.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartMemory {
+    /// Restarts in the present row.
+    pub row: u32,
+    /// When restarts were granted that may still be within the window.
+    pub granted: Vec<Duration>,
+    /// Restarts granted in all.
+    pub total: u64,
+}
+
 /// Applies a [`RestartPolicy`] to one child. Plain data: can be stored and taken up again.
 #[derive(Clone, Debug, PartialEq, Encode, Decode, Serialize, Deserialize)]
 pub struct RestartTracker {
@@ -197,6 +208,26 @@ impl RestartTracker {
     /// Restarts granted in all.
     pub fn total(&self) -> u64 {
         self.total
+    }
+
+    /// What is worth keeping beyond the life of this tracker.
+    pub fn memory(&self) -> RestartMemory {
+        RestartMemory {
+            row: self.row,
+            granted: self.granted.iter().copied().collect(),
+            total: self.total,
+        }
+    }
+
+    /// A tracker that goes on where another one ended. The times in `memory` have the same origin
+    /// as those that this one will be given.
+    pub fn resume(policy: RestartPolicy, memory: RestartMemory) -> Self {
+        Self {
+            row: memory.row,
+            granted: memory.granted.into(),
+            total: memory.total,
+            ..Self::new(policy)
+        }
     }
 
     /// The child was started at `now`. Without this call before [`Self::on_exit`] the child counts
@@ -372,6 +403,23 @@ mod tests {
             let decision = t.on_exit(&Exit::Code { code }, secs(0), 0);
             assert_eq!(decision != Decision::Done, restarted, "{mode:?} {code}");
         }
+    }
+
+    #[test]
+    fn a_successor_goes_on_counting() {
+        let limit = Some(RestartLimit {
+            restarts: 2,
+            window: secs(10),
+        });
+        let policy = RestartPolicy { limit, ..policy() };
+        let mut t = RestartTracker::new(policy.clone());
+        delay_of(t.on_exit(&failure(), secs(100), MIDDLE));
+        let mut t = RestartTracker::resume(policy, t.memory());
+        let second = delay_of(t.on_exit(&failure(), secs(101), MIDDLE));
+        assert_eq!(second.as_millis(), 200, "the row goes on");
+        assert_eq!(t.on_exit(&failure(), secs(102), MIDDLE), Decision::GiveUp);
+        assert_eq!(t.total(), 2);
+        delay_of(t.on_exit(&failure(), secs(110), MIDDLE));
     }
 
     #[test]

@@ -15,14 +15,27 @@
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod doctor;
+mod order;
 #[cfg(feature = "cli")]
 pub mod output;
 mod prepare;
+mod state;
+mod streams;
 mod supervisor;
+mod worker;
 pub mod workers_file;
 
 pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine};
 pub use iii_actors::spec::{self, WorkerSpec};
-pub use iii_actors::{AddError, Fault, InjectError, Outcome, Outcomes, SystemError};
+pub use iii_actors::{
+    AddError, Fault, InjectError, Outcome, Outcomes, RequestError, Scope, SystemError, WorkerState,
+    WorkerStatus,
+};
+pub use iii_proto::ids::WorkerName;
 pub use prepare::{PrepareError, PrepareFault, PreparedWorker};
-pub use supervisor::{Shutdown, StartError, Supervisor, SupervisorBuilder, VmmChoice};
+pub use state::StateError;
+pub use streams::{EventStream, LogStream, Missed};
+pub use supervisor::{
+    AddWorkerError, Shutdown, StartError, Supervisor, SupervisorBuilder, VmmChoice,
+};
+pub use worker::Worker;

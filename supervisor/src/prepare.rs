@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use iii_actors::plan::WorkerPlan;
-use iii_actors::spec::{NetworkMode, RootSpec, UserSpec, WorkerSpec};
+use iii_actors::spec::{Condition, NetworkMode, RootSpec, UserSpec, WorkerSpec};
 use iii_firmware::Firmware;
 use iii_firmware::initramfs::{Initramfs, InitramfsError};
 use iii_image::{
@@ -18,6 +18,8 @@ use iii_proto::SKELETON_PATH;
 use iii_proto::guest::{GuestUser, Mount, MountSource, Root, Upper};
 use iii_proto::ids::WorkerName;
 use iii_proto::vfs::VfsExport;
+
+use crate::order::launch_order;
 
 /// The user of a workload whose spec names none.
 const DEFAULT_USER: (&str, u32) = ("worker", 1000);
@@ -66,6 +68,17 @@ pub enum PrepareFault {
         "failed to find its command: none is given; name one, as `command: [\"node\", \"server.js\"]`"
     )]
     NoCommand,
+    /// It depends on a worker that is not there.
+    #[error("failed to find worker {0}, on which it depends: there is none of that name")]
+    UnknownDependency(WorkerName),
+    /// It depends on itself by way of others.
+    #[error("failed to order the start: {0} is a circle; take one `depends_on` out of it")]
+    Circle(String),
+    /// It is to be restarted with a worker that is to have ended.
+    #[error(
+        "failed to combine `restart: true` with `{0}: done`: a worker that is done is not restarted"
+    )]
+    RestartWithDone(WorkerName),
     /// A network rule is malformed.
     #[error(transparent)]
     Rule(#[from] RuleError),
@@ -114,13 +127,16 @@ pub enum PrepareFault {
 /// What several workers share: found once, when the first of them needs it.
 pub(crate) struct Preparation<'a> {
     firmware: &'a Firmware,
+    present: Vec<WorkerName>,
     host_root: Option<(Arc<HostRoot>, Arc<[u8]>)>,
 }
 
 impl<'a> Preparation<'a> {
-    pub(crate) fn new(firmware: &'a Firmware) -> Self {
+    /// `present`: workers that the supervisor has already.
+    pub(crate) fn new(firmware: &'a Firmware, present: Vec<WorkerName>) -> Self {
         Self {
             firmware,
+            present,
             host_root: None,
         }
     }
@@ -131,7 +147,14 @@ impl<'a> Preparation<'a> {
         specs: Vec<WorkerSpec>,
     ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
         let mut prepared = Vec::new();
-        let mut errors = Vec::new();
+        let mut errors = self.dependency_faults(&specs);
+        let specs = match in_order(specs) {
+            Ok(specs) => specs,
+            Err(error) => {
+                errors.push(error);
+                return Err(errors);
+            }
+        };
         for spec in specs {
             let worker = spec.name.clone();
             match self.worker(spec) {
@@ -147,6 +170,28 @@ impl<'a> Preparation<'a> {
         } else {
             Err(errors)
         }
+    }
+
+    fn dependency_faults(&self, specs: &[WorkerSpec]) -> Vec<PrepareError> {
+        let mut errors = Vec::new();
+        for spec in specs {
+            for dependency in &spec.depends_on {
+                let name = &dependency.worker;
+                let there = specs.iter().any(|s| s.name == *name) || self.present.contains(name);
+                let fault = if !there {
+                    PrepareFault::UnknownDependency(name.clone())
+                } else if dependency.restart && dependency.condition == Condition::Done {
+                    PrepareFault::RestartWithDone(name.clone())
+                } else {
+                    continue;
+                };
+                errors.push(PrepareError {
+                    worker: spec.name.clone(),
+                    fault,
+                });
+            }
+        }
+        errors
     }
 
     fn host_root(&mut self) -> Result<(Arc<HostRoot>, Arc<[u8]>), PrepareFault> {
@@ -203,6 +248,27 @@ impl<'a> Preparation<'a> {
             spec,
         })
     }
+}
+
+/// Each behind those that it depends on.
+fn in_order(specs: Vec<WorkerSpec>) -> Result<Vec<WorkerSpec>, PrepareError> {
+    let names: Vec<(WorkerName, Vec<WorkerName>)> = specs
+        .iter()
+        .map(|spec| {
+            let on = spec.depends_on.iter().map(|d| d.worker.clone());
+            (spec.name.clone(), on.collect())
+        })
+        .collect();
+    let order = launch_order(&names).map_err(|cycle| PrepareError {
+        worker: cycle.0[0].clone(),
+        fault: PrepareFault::Circle(cycle.to_string()),
+    })?;
+    let mut specs: Vec<Option<WorkerSpec>> = specs.into_iter().map(Some).collect();
+    // Each position is in the order once.
+    Ok(order
+        .into_iter()
+        .filter_map(|at| specs[at].take())
+        .collect())
 }
 
 /// vm-init and the skeleton, which are the same at every boot.

@@ -2,12 +2,17 @@
 //! works from any tokio runtime: the actors have threads of their own.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::time::Duration;
 
-use iii_actors::event::{Event, EventBus, EventKind, LogLine};
+use iii_actors::event::{EventBus, EventKind, LogLine};
+use iii_actors::logs::LogBus;
+use iii_actors::memory::Keeper;
 use iii_actors::plan::Environment;
 use iii_actors::spec::WorkerSpec;
-use iii_actors::{ActorSystem, AddError, Fault, InjectError, Outcomes, SystemError};
+use iii_actors::{
+    ActorSystem, AddError, Fault, InjectError, Outcomes, RequestError, SystemError, WorkerStatus,
+};
 use iii_firmware::options::OptionsError;
 use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, Progress};
 use iii_proto::ids::WorkerName;
@@ -17,13 +22,12 @@ use iii_vmm::process::{SpawnError, Spawner};
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::tsc;
 use iii_vmm::vmm::{Vmm, VmmError, VmmInfo};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 
 use crate::prepare::{Preparation, PrepareError, PreparedWorker};
-
-/// Lines of output between the workloads and whoever reads them. A reader that is further behind
-/// makes the workloads wait.
-const LOG_QUEUE: usize = 1024;
+use crate::state::{FileKeeper, StateDirectory, StateError};
+use crate::streams::EventStream;
+use crate::worker::Worker;
 
 /// The helper that every process runs below.
 const SHIM_HELPER: &str = "iii-shim";
@@ -41,11 +45,13 @@ pub enum VmmChoice {
     Qemu,
 }
 
-/// How a supervisor ends.
+/// How a worker or a supervisor ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
     /// Each workload gets its grace.
     Graceful,
+    /// Each workload gets its grace; what is left after so long is killed.
+    Within(Duration),
     /// Nothing gets any.
     Now,
 }
@@ -72,6 +78,12 @@ pub enum StartError {
     /// Threads cannot be started.
     #[error(transparent)]
     System(#[from] SystemError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The thread that keeps the state cannot be started.
+    #[error("failed to start the thread that keeps the state: {0}")]
+    Keeper(std::io::Error),
     /// The runtime that this was called from is shutting down.
     #[error("failed to start the supervisor: the runtime is shutting down")]
     Runtime,
@@ -85,6 +97,20 @@ pub struct SupervisorBuilder {
     helper_dir: Option<PathBuf>,
     firmware: Option<FirmwareOptions>,
     progress: Arc<dyn Progress>,
+    state_dir: Option<PathBuf>,
+    forget: bool,
+}
+
+impl std::fmt::Debug for SupervisorBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SupervisorBuilder")
+            .field("vmm", &self.vmm)
+            .field("helper_dir", &self.helper_dir)
+            .field("firmware", &self.firmware)
+            .field("state_dir", &self.state_dir)
+            .field("forget", &self.forget)
+            .finish_non_exhaustive()
+    }
 }
 
 impl SupervisorBuilder {
@@ -113,14 +139,38 @@ impl SupervisorBuilder {
         self
     }
 
+    /// Where restart counters and the ends of workers outlive a supervisor that is killed; by
+    /// default nowhere. No two supervisors share a directory.
+    pub fn state_dir(mut self, directory: PathBuf) -> Self {
+        self.state_dir = Some(directory);
+        self
+    }
+
+    /// Begin anew, whatever a supervisor that was killed has left in the state directory.
+    pub fn forget(mut self, forget: bool) -> Self {
+        self.forget = forget;
+        self
+    }
+
     /// Checks the host, fetches what is missing, and starts a supervisor without workers.
+    ///
+    /// # Errors
+    /// [`StartError`] says what this host lacks and what to do; nothing was started.
     pub async fn start(self) -> Result<Supervisor, StartError> {
         tsc::start();
+        let (state_dir, forget) = (self.state_dir.clone(), self.forget);
         let host = tokio::task::spawn_blocking(move || Host::look(self))
             .await
             .map_err(|_| StartError::Runtime)??;
-        let (logs, receiver) = mpsc::channel(LOG_QUEUE);
-        let bus = EventBus::new();
+        let state = state_dir
+            .map(|path| StateDirectory::open(&path, forget))
+            .transpose()?;
+        let (logs, bus) = (LogBus::default(), EventBus::new());
+        let keeper = state
+            .as_ref()
+            .map(|state| state.keeper(bus.clone()))
+            .transpose()
+            .map_err(StartError::Keeper)?;
         let system = ActorSystem::start(Environment {
             vmm: host.vmm,
             vmm_info: host.vmm_info,
@@ -128,13 +178,16 @@ impl SupervisorBuilder {
             places: host.places,
             vfs_program: host.vfs_program,
             bus: bus.clone(),
-            logs,
+            logs: logs.clone(),
+            keeper: keeper.clone().map(|keeper| keeper as Arc<dyn Keeper>),
         })?;
         Ok(Supervisor {
             system: Arc::new(system),
             bus,
             firmware: Arc::new(host.firmware),
-            logs: Mutex::new(Some(receiver)),
+            logs,
+            keeper,
+            state,
         })
     }
 }
@@ -178,14 +231,47 @@ impl Host {
     }
 }
 
+/// Why a worker cannot be added.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddWorkerError {
+    /// It is not as it must be; every fault is named.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Prepare(Vec<PrepareError>),
+    /// The supervisor does not take it.
+    #[error(transparent)]
+    Add(#[from] AddError),
+}
+
 /// Runs workers and keeps them running. Dropped, it kills them all and waits for their end;
 /// [`Self::shutdown`] is the gentle way.
+///
+/// ```no_run
+/// use iii_supervisor::{Shutdown, Supervisor, WorkerName, WorkerSpec};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let supervisor = Supervisor::builder().start().await?;
+/// let command = vec!["python3".into(), "-m".into(), "http.server".into()];
+/// let worker = supervisor.add(WorkerSpec::new(WorkerName::new("web")?, command)).await?;
+/// println!("{:?}", worker.ready().await?.state);
+/// let mut lines = worker.logs();
+/// while let Some(Ok(line)) = lines.next().await {
+///     println!("{}", String::from_utf8_lossy(&line.text));
+/// }
+/// supervisor.shutdown(Shutdown::Graceful).await;
+/// # Ok(())
+/// # }
+/// ```
+// The order of the fields is that of their drops: first what runs, then what is remembered of it,
+// then the lock on that.
 #[derive(Debug)]
 pub struct Supervisor {
     system: Arc<ActorSystem>,
     bus: EventBus,
     firmware: Arc<Firmware>,
-    logs: Mutex<Option<mpsc::Receiver<LogLine>>>,
+    logs: LogBus,
+    keeper: Option<Arc<FileKeeper>>,
+    state: Option<StateDirectory>,
 }
 
 impl Supervisor {
@@ -196,17 +282,39 @@ impl Supervisor {
             helper_dir: None,
             firmware: None,
             progress: Arc::new(()),
+            state_dir: None,
+            forget: false,
+        }
+    }
+
+    /// Checks a worker whole, starts it once what it depends on allows, and keeps it running.
+    ///
+    /// # Errors
+    /// [`AddWorkerError`] names every fault of the spec; nothing was started.
+    pub async fn add(&self, spec: WorkerSpec) -> Result<Worker, AddWorkerError> {
+        let prepared = self.prepare(vec![spec]).await;
+        let mut prepared = prepared.map_err(AddWorkerError::Prepare)?;
+        match prepared.pop() {
+            Some(worker) => Ok(self.launch(worker).await?),
+            // What goes in comes out; a runtime that is shutting down prepares nothing.
+            None => Err(AddWorkerError::Add(AddError::Ended)),
         }
     }
 
     /// Checks workers whole: finds their commands, binds their ports. Either all of them can be
-    /// started, or every fault is told. Starts nothing.
+    /// started, or every fault is told. Starts nothing. They come back in an order in which they
+    /// can be launched: each behind those that it depends on.
+    ///
+    /// # Errors
+    /// Every fault of every spec.
     pub async fn prepare(
         &self,
         specs: Vec<WorkerSpec>,
     ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
         let firmware = Arc::clone(&self.firmware);
-        let work = move || Preparation::new(&firmware).prepare(specs);
+        let present = self.workers().await.unwrap_or_default();
+        let present = present.into_iter().map(|status| status.name).collect();
+        let work = move || Preparation::new(&firmware, present).prepare(specs);
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             // Only a panic in there, or a runtime that is shutting down; neither has a remedy.
@@ -217,23 +325,59 @@ impl Supervisor {
         }
     }
 
-    /// Starts a worker and keeps it running.
-    pub async fn add(&self, worker: PreparedWorker) -> Result<(), AddError> {
-        self.system.add(worker.plan).await
+    /// Starts a prepared worker once what it depends on allows, and keeps it running. One that had
+    /// ended under a supervisor that was killed stays so until it is asked for.
+    ///
+    /// # Errors
+    /// [`AddError`] for a name in use, or a dependency that is not there yet.
+    pub async fn launch(&self, worker: PreparedWorker) -> Result<Worker, AddError> {
+        let spec = &worker.plan.spec;
+        let name = spec.name.clone();
+        let memory = self.state.as_ref().and_then(|state| state.left_of(spec));
+        if let Some(keeper) = &self.keeper {
+            keeper.declare(spec);
+        }
+        self.system.add(worker.plan, memory, true).await?;
+        Ok(self.worker(name))
     }
 
-    /// Every event from now on. A subscriber that falls far behind is told how many it missed.
-    pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.bus.subscribe()
+    /// A handle to a worker. Whether there is one of that name shows with the first request.
+    pub fn worker(&self, name: WorkerName) -> Worker {
+        Worker {
+            system: Arc::clone(&self.system),
+            logs: self.logs.clone(),
+            name,
+        }
     }
 
-    /// The workloads' output; for the first caller. A slow reader slows the workloads down and
-    /// loses nothing; once the receiver is dropped, output is thrown away.
+    /// How all workers are, by name.
+    ///
+    /// # Errors
+    /// [`RequestError::Ended`].
+    pub async fn workers(&self) -> Result<Vec<WorkerStatus>, RequestError> {
+        self.system.statuses().await
+    }
+
+    /// Stops a worker within its grace and forgets it; resolves when nothing of it is left, its
+    /// published ports included.
+    ///
+    /// # Errors
+    /// [`RequestError::Required`] while others depend on it.
+    pub async fn remove(&self, worker: WorkerName) -> Result<(), RequestError> {
+        self.system.remove(worker).await
+    }
+
+    /// Every event from now on, as a [`Stream`](futures_core::Stream). A subscriber that falls far
+    /// behind is told how many it missed.
+    pub fn events(&self) -> EventStream {
+        EventStream::new(self.bus.subscribe())
+    }
+
+    /// The output of all workloads from now on; for the first caller. A slow reader slows the
+    /// workloads down and loses nothing; without a reader, or once it is gone, nobody waits.
+    /// [`Worker::logs`] follows one worker and slows nobody.
     pub fn take_logs(&self) -> Option<mpsc::Receiver<LogLine>> {
-        self.logs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.logs.take()
     }
 
     /// Resolves once no worker runs or will be started again, with how each ended.
@@ -241,11 +385,27 @@ impl Supervisor {
         self.system.idle().await
     }
 
-    /// Stops every worker; resolves when all their processes are reaped. Called again with
-    /// [`Shutdown::Now`], it cuts a graceful shutdown short.
+    /// Stops every worker, each before those that it depends on; resolves when all their processes
+    /// are reaped. Called again with [`Shutdown::Now`], it cuts a graceful shutdown short.
     pub async fn shutdown(&self, how: Shutdown) -> Outcomes {
         self.system.stop_all(how == Shutdown::Now);
-        let outcomes = self.system.idle().await;
+        let idle = self.system.idle();
+        let outcomes = match how {
+            Shutdown::Graceful | Shutdown::Now => idle.await,
+            Shutdown::Within(time) => {
+                tokio::pin!(idle);
+                match tokio::time::timeout(time, &mut idle).await {
+                    Ok(outcomes) => outcomes,
+                    Err(_) => {
+                        self.system.stop_all(true);
+                        idle.await
+                    }
+                }
+            }
+        };
+        if let Some(keeper) = &self.keeper {
+            keeper.clean();
+        }
         self.bus.emit(None, None, EventKind::SupervisorStopped);
         outcomes
     }

@@ -463,7 +463,7 @@ impl VmLifecycle {
 
     fn stop(&mut self, grace: Duration, now: Duration, out: &mut Vec<Effect>) {
         self.stop_asked = true;
-        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let grace_ms = milliseconds(grace);
         out.push(Effect::Send(HostMessage::Stop { grace_ms }));
         self.deadline = Some(now.saturating_add(grace).saturating_add(STOP_MARGIN));
         self.state = State::Stopping;
@@ -531,6 +531,11 @@ impl VmLifecycle {
             last_stage: self.last_stage,
         })
     }
+}
+
+/// As messages carry it.
+pub(crate) fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn name(message: &GuestMessage) -> &'static str {

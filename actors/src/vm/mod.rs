@@ -36,6 +36,10 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::tail::Tail;
 use crate::tree::ChildEnd;
+use crate::worker::Progress;
+
+/// Told how far the worker has come.
+pub(crate) type OnProgress = Box<dyn Fn(Progress) + Send>;
 
 /// One boot of one worker.
 pub(crate) struct VmActor {
@@ -53,6 +57,7 @@ pub(crate) struct VmActor {
     console: Tail,
     stderr: Tail,
     open_ports: u32,
+    on_progress: OnProgress,
     on_up: Option<OnUp>,
     // Last: the parent is told when all else is released.
     guard: DeathGuard,
@@ -69,6 +74,7 @@ pub(crate) struct VmActorParts {
     /// The VMM's end of the network link.
     pub(crate) link: Option<OwnedFd>,
     pub(crate) fs: Addr<FsActor>,
+    pub(crate) on_progress: OnProgress,
     pub(crate) on_up: OnUp,
     pub(crate) guard: DeathGuard,
 }
@@ -92,6 +98,7 @@ impl VmActor {
             console: Tail::default(),
             stderr: Tail::default(),
             open_ports: 0,
+            on_progress: parts.on_progress,
             on_up: Some(parts.on_up),
             guard: parts.guard,
         }
@@ -113,7 +120,12 @@ impl VmActor {
 
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         match effect {
-            Effect::Emit(kind) => self.emit(kind),
+            Effect::Emit(kind) => {
+                if let Some(progress) = progress(&kind) {
+                    (self.on_progress)(progress);
+                }
+                self.emit(kind);
+            }
             Effect::Send(message) => self.send(&message),
             Effect::Kill => {
                 if let Some(process) = &self.process
@@ -262,10 +274,16 @@ impl VmActor {
                 },
             )
             .map_err(|e| text(&e))?;
+        let pid = u32::try_from(process.pid()).unwrap_or(0);
+        (self.on_progress)(Progress::VmStarted {
+            boot: self.boot,
+            boots: self.boots,
+            pid,
+        });
         self.emit(EventKind::VmStarted {
             vmm: self.env.vmm_info.name.into(),
             accel: self.env.vmm_info.acceleration.to_string(),
-            pid: u32::try_from(process.pid()).unwrap_or(0),
+            pid,
             boots: self.boots,
         });
         self.process = Some(KillOnDrop(process));
@@ -349,6 +367,19 @@ impl VmActor {
     }
 }
 
+/// What an event says of the worker's state.
+fn progress(kind: &EventKind) -> Option<Progress> {
+    if let EventKind::WorkloadStarted { pid, .. } = kind {
+        Some(Progress::WorkloadStarted(*pid))
+    } else if let EventKind::WorkloadReady { pid } = kind {
+        Some(Progress::WorkloadReady(*pid))
+    } else if let EventKind::WorkloadExited { exit, .. } = kind {
+        Some(Progress::WorkloadExited(exit.clone()))
+    } else {
+        None
+    }
+}
+
 fn unix_ns() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -424,6 +455,8 @@ impl StreamHandler<Result<GuestMessage, String>> for VmActor {
 pub(crate) enum Tell {
     /// Give inodes back.
     DropCaches,
+    /// End the workload within its grace and start it again.
+    RestartWorkload,
     /// Hurt the guest.
     Fault(GuestFault),
 }
@@ -434,6 +467,9 @@ impl Handler<Tell> for VmActor {
     fn handle(&mut self, tell: Tell, _: &mut Self::Context) {
         self.send(&match tell {
             Tell::DropCaches => HostMessage::DropCaches,
+            Tell::RestartWorkload => HostMessage::RestartWorkload {
+                grace_ms: lifecycle::milliseconds(self.plan.spec.stop_grace),
+            },
             Tell::Fault(fault) => HostMessage::Fault(fault),
         });
     }

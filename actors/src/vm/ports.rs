@@ -13,8 +13,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
-use crate::event::LogLine;
 use crate::lines::LineCutter;
+use crate::logs::LogBus;
 
 /// A port, for messages about it.
 #[derive(Clone, Copy, Debug)]
@@ -121,7 +121,7 @@ pub(super) async fn read_log(
     mut port: UnixStream,
     worker: WorkerName,
     boot: BootId,
-    logs: mpsc::Sender<LogLine>,
+    logs: LogBus,
     to_guest: mpsc::UnboundedSender<Vec<u8>>,
 ) -> Option<String> {
     let mut reader = FrameReader::new();
@@ -149,11 +149,7 @@ pub(super) async fn read_log(
             }
             last_seq = frame.seq;
             for line in cutter.cut(frame) {
-                // Nobody reads logs any more: they are still acknowledged, so that the guest is
-                // not kept waiting for a reader that will never come.
-                if logs.send(line).await.is_err() {
-                    tracing::debug!(%boot, "nobody reads the logs");
-                }
+                logs.put(line).await;
             }
         }
         if last_seq > acknowledged {
@@ -161,9 +157,7 @@ pub(super) async fn read_log(
         }
     }
     for line in cutter.rest() {
-        if logs.send(line).await.is_err() {
-            tracing::debug!(%boot, "nobody reads the logs");
-        }
+        logs.put(line).await;
     }
     None
 }

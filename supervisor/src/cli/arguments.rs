@@ -42,6 +42,11 @@ itself uses colour. --json prints one object per line, with the bytes unchanged.
 
 Ctrl-C or SIGTERM stops all workers in order, each with its stop_grace; a second one kills them.
 
+Workers start behind those that they depend on; those are started too when only names are given.
+If iii-super is killed, the next run starts the workers again, says what was lost, and goes on
+counting restarts; a worker that had failed stays so until --reset-failed or a change of its
+settings.
+
 Exit codes: 0 all workers are done or were stopped; 1 a worker failed; 2 bad input or this host
 cannot run it, and nothing was started; 130 ended at once by a second Ctrl-C.
 
@@ -99,6 +104,9 @@ pub(super) struct RunArguments {
     /// What runs the VMs; auto: the fastest that this host can really run
     #[arg(long, value_enum, default_value_t = Vmm::Auto)]
     pub(super) vmm: Vmm,
+    /// Forget the restart counters and the failures that a supervisor which was killed has left
+    #[arg(long)]
+    pub(super) reset_failed: bool,
     /// Show every step, also those that matter only when something is slow or goes wrong
     #[arg(short, long)]
     pub(super) verbose: bool,

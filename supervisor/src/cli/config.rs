@@ -112,6 +112,14 @@ fn describe(worker: &WorkerSpec) -> Value {
         },
         "mounts": mounts,
         "ports": ports,
+        "depends_on": worker
+            .depends_on
+            .iter()
+            .map(|d| {
+                let demand = json!({ "condition": d.condition, "restart": d.restart });
+                (d.worker.to_string(), demand)
+            })
+            .collect::<Map<String, Value>>(),
         "network": {
             "mode": match worker.network.mode {
                 NetworkMode::Public => "public",

@@ -8,6 +8,7 @@ mod arguments;
 mod config;
 mod firmware;
 mod progress;
+mod project;
 mod run;
 mod say;
 mod signals;

@@ -2,15 +2,18 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iii_firmware::home::IiiHome;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::arguments::{Colour, RunArguments, Vmm};
 use super::config::load;
 use super::progress::StderrProgress;
+use super::project;
 use super::say::say;
 use super::signals::Signals;
 use super::{FAILED, KILLED, OK, REFUSED};
@@ -46,13 +49,13 @@ pub(super) fn run(args: &RunArguments, colour: &Colour) -> u8 {
             return REFUSED;
         }
     };
-    let code = runtime.block_on(supervise(selected, args.vmm, format));
+    let code = runtime.block_on(supervise(&file.path, selected, args, format));
     // A write to a stalled stdout may hang in a thread of the runtime; nothing waits for it.
     runtime.shutdown_background();
     code
 }
 
-async fn supervise(specs: Vec<WorkerSpec>, vmm: Vmm, format: Format) -> u8 {
+async fn supervise(file: &Path, specs: Vec<WorkerSpec>, args: &RunArguments, format: Format) -> u8 {
     let mut signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => {
@@ -60,9 +63,22 @@ async fn supervise(specs: Vec<WorkerSpec>, vmm: Vmm, format: Format) -> u8 {
             return REFUSED;
         }
     };
+    let state = match IiiHome::from_env().map(|home| project::state_dir(&home, file)) {
+        Ok(Ok(directory)) => directory,
+        Ok(Err(error)) => {
+            say(&error);
+            return REFUSED;
+        }
+        Err(error) => {
+            say(&error);
+            return REFUSED;
+        }
+    };
     let progress = Arc::new(StderrProgress::new());
     let builder = Supervisor::builder()
-        .vmm(match vmm {
+        .state_dir(state)
+        .forget(args.reset_failed)
+        .vmm(match args.vmm {
             Vmm::Auto => VmmChoice::Auto,
             Vmm::Qemu => VmmChoice::Qemu,
         })
@@ -145,7 +161,7 @@ impl Run {
 
     async fn finish(mut self, mut signals: Signals) -> u8 {
         for worker in std::mem::take(&mut self.workers) {
-            if let Err(error) = self.supervisor.add(worker).await {
+            if let Err(error) = self.supervisor.launch(worker).await {
                 say(&error);
                 self.supervisor.shutdown(Shutdown::Now).await;
                 self.printer.close().await;

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use iii_actors::WorkerState;
 use iii_actors::event::{Event, EventKind, LogLine};
 use iii_proto::control::{BootStage, PowerOffReason};
+use iii_proto::ids::{BootId, WorkerName};
 use iii_proto::restart::{Decision, Exit};
 
 use super::escape;
@@ -73,6 +75,22 @@ fn essential(event: &Event, screen: &Screen) -> bool {
 fn describe(kind: &EventKind) -> Words {
     match kind {
         EventKind::WorkerStarting => words(Tone::Dim, "starting"),
+        EventKind::WorkerWaiting { on } => {
+            let names: Vec<&str> = on.iter().map(WorkerName::as_str).collect();
+            words(Tone::Dim, format!("waiting for {}", names.join(", ")))
+        }
+        EventKind::WorkerRestarting { lost: None } => {
+            words(Tone::Plain, "restarting, as was asked")
+        }
+        EventKind::WorkerRestarting { lost: Some(lost) } => words(
+            Tone::Warn,
+            format!("stopping: {lost}, which it depends on, is being repaired or stopped"),
+        ),
+        EventKind::WorkerRecovered {
+            state,
+            lost_boot,
+            restarts,
+        } => words(Tone::Warn, recovered(*state, *lost_boot, *restarts)),
         EventKind::Published { host, guest_port } => words(
             Tone::Plain,
             format!("port {guest_port} of the guest is {host} on this host"),
@@ -274,3 +292,18 @@ fn span(duration: Duration) -> String {
 #[cfg(test)]
 #[path = "human_tests.rs"]
 mod tests;
+
+/// What a supervisor that was killed has left.
+fn recovered(state: WorkerState, lost_boot: Option<BootId>, restarts: usize) -> String {
+    let mut text = format!("the supervisor before was killed while this worker was {state}");
+    if let Some(boot) = lost_boot {
+        text += &format!("; its vm (boot {boot}) and all that it held in memory are lost");
+    }
+    if restarts > 0 {
+        text += &format!("; {restarts} restarts still count towards the limit");
+    }
+    if state == WorkerState::Failed {
+        text += "; `iii-super run --reset-failed` begins anew";
+    }
+    text
+}

@@ -8,11 +8,11 @@ use std::io;
 
 use iii_actors::event::{Event, LogLine};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::screen::Screen;
 use super::{human, json};
+use crate::streams::{EventStream, Missed};
 
 /// Lines that are written with one call while more are waiting.
 const BATCH: usize = 256;
@@ -30,7 +30,7 @@ pub enum Format {
 /// writing: with [`io::ErrorKind::BrokenPipe`] nobody reads any more.
 pub async fn print(
     format: Format,
-    mut events: broadcast::Receiver<Event>,
+    mut events: EventStream,
     mut logs: mpsc::Receiver<LogLine>,
     mut finish: oneshot::Receiver<()>,
     mut out: impl AsyncWrite + Unpin,
@@ -41,8 +41,8 @@ pub async fn print(
         tokio::select! {
             // Events first: they are few, and a flood of output must not hide them.
             biased;
-            event = events.recv(), if events_open => match event {
-                Ok(event) => {
+            event = events.next(), if events_open => match event {
+                Some(Ok(event)) => {
                     // What a workload wrote before it ended is shown before its end is.
                     for _ in 0..logs.len() {
                         let Ok(line) = logs.try_recv() else { break };
@@ -50,8 +50,8 @@ pub async fn print(
                     }
                     format.event(&event, &mut text)?;
                 }
-                Err(RecvError::Lagged(missed)) => format.missed(missed, &mut text),
-                Err(RecvError::Closed) => events_open = false,
+                Some(Err(Missed(missed))) => format.missed(missed, &mut text),
+                None => events_open = false,
             },
             line = logs.recv(), if logs_open => match line {
                 Some(line) => {
@@ -73,15 +73,10 @@ pub async fn print(
     while let Ok(line) = logs.try_recv() {
         format.log(&line, &mut text)?;
     }
-    loop {
-        match events.try_recv() {
+    while let Some(event) = events.try_next() {
+        match event {
             Ok(event) => format.event(&event, &mut text)?,
-            Err(broadcast::error::TryRecvError::Lagged(missed)) => {
-                format.missed(missed, &mut text);
-            }
-            Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => {
-                break;
-            }
+            Err(Missed(missed)) => format.missed(missed, &mut text),
         }
     }
     flush(&mut out, &mut text).await
@@ -192,7 +187,7 @@ mod tests {
         for n in 0..1000 {
             lines.try_send(line(n)).unwrap();
         }
-        let events = bus.subscribe();
+        let events = EventStream::new(bus.subscribe());
         bus.emit(None, None, EventKind::VmStopped);
         drop(bus);
         drop(lines);
@@ -210,7 +205,7 @@ mod tests {
     fn what_is_left_is_printed_at_the_end() {
         let bus = EventBus::new();
         let (lines, logs) = mpsc::channel(10);
-        let events = bus.subscribe();
+        let events = EventStream::new(bus.subscribe());
         let (done, finish) = oneshot::channel();
         lines.try_send(line(1)).unwrap();
         bus.emit(None, None, EventKind::SupervisorStopped);
@@ -231,7 +226,13 @@ mod tests {
         let (writer, reader) = tokio::io::duplex(16);
         drop(reader);
         let error = runtime()
-            .block_on(print(Format::Json, bus.subscribe(), logs, finish, writer))
+            .block_on(print(
+                Format::Json,
+                EventStream::new(bus.subscribe()),
+                logs,
+                finish,
+                writer,
+            ))
             .unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }

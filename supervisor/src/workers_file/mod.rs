@@ -7,6 +7,7 @@
 //! The format is described in `docs/workers-file.md` and by the JSON Schema in [`SCHEMA`].
 
 mod command;
+mod depends_on;
 mod dotenv;
 mod duration;
 mod environment;
@@ -28,6 +29,7 @@ mod schema_tests;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use iii_actors::spec::WorkerSpec;
@@ -143,7 +145,8 @@ impl WorkersFile {
         })
     }
 
-    /// The workers of these names, in the file's order; all of them if no name is given.
+    /// The workers of these names and those that they depend on, in the file's order; all of them
+    /// if no name is given.
     pub fn select(&self, names: &[String]) -> Result<Vec<WorkerSpec>, Vec<UnknownWorker>> {
         let known = || self.workers.iter().map(|w| w.name.as_str());
         let unknown: Vec<UnknownWorker> = names
@@ -159,10 +162,20 @@ impl WorkersFile {
         if !unknown.is_empty() {
             return Err(unknown);
         }
-        Ok(self
-            .workers
-            .iter()
-            .filter(|w| names.is_empty() || names.iter().any(|n| n == w.name.as_str()))
+        if names.is_empty() {
+            return Ok(self.workers.clone());
+        }
+        let mut wanted: BTreeSet<&str> = BTreeSet::new();
+        let mut todo: Vec<&str> = names.iter().map(String::as_str).collect();
+        while let Some(name) = todo.pop() {
+            if wanted.insert(name) {
+                let worker = self.workers.iter().filter(|w| w.name.as_str() == name);
+                todo.extend(worker.flat_map(|w| w.depends_on.iter().map(|d| d.worker.as_str())));
+            }
+        }
+        let workers = self.workers.iter();
+        Ok(workers
+            .filter(|w| wanted.contains(w.name.as_str()))
             .cloned()
             .collect())
     }
@@ -226,6 +239,8 @@ fn workers(reader: &mut Reader<'_>, root: &Node) -> Vec<WorkerSpec> {
         reader.fault(&setting, "names no worker");
     }
     let mut taken = Vec::new();
+    let mut references = Vec::new();
+    let mut names = Vec::new();
     let mut workers = Vec::new();
     for (name, at, child) in entries {
         let name = match WorkerName::new(name) {
@@ -235,6 +250,7 @@ fn workers(reader: &mut Reader<'_>, root: &Node) -> Vec<WorkerSpec> {
                 continue;
             }
         };
+        names.push(name.clone());
         if child.node.value == Value::Null {
             reader.fault_at(
                 at,
@@ -243,7 +259,14 @@ fn workers(reader: &mut Reader<'_>, root: &Node) -> Vec<WorkerSpec> {
             );
             continue;
         }
-        workers.extend(worker::worker(reader, name, &child, &mut taken));
+        workers.extend(worker::worker(
+            reader,
+            name,
+            &child,
+            &mut taken,
+            &mut references,
+        ));
     }
+    depends_on::check(reader, &names, &references);
     workers
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 
+use super::depends_on;
 use super::node::{self, Node, Value};
 use super::{KEYS, SCHEMA, health, network, restart, worker};
 
@@ -38,13 +39,14 @@ fn set(keys: &[&str]) -> BTreeSet<String> {
 fn keys_are_those_of_the_parser() {
     assert_eq!(keys(""), set(KEYS));
     // The schema must not offer what this version refuses.
-    let not_yet: BTreeSet<String> = set(&["image", "depends_on"]);
+    let not_yet: BTreeSet<String> = set(&["image"]);
     let worker: BTreeSet<String> = set(worker::KEYS).difference(&not_yet).cloned().collect();
     assert_eq!(keys("/$defs/worker"), worker);
     assert_eq!(keys("/$defs/resources"), set(worker::RESOURCES_KEYS));
     assert_eq!(keys("/$defs/restartPolicy"), set(restart::KEYS));
     assert_eq!(keys("/$defs/restartLimit"), set(restart::LIMIT_KEYS));
     assert_eq!(keys("/$defs/health"), set(health::KEYS));
+    assert_eq!(keys("/$defs/dependency"), set(depends_on::KEYS));
     assert_eq!(keys("/$defs/networkPolicy"), set(network::KEYS));
 }
 

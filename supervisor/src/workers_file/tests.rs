@@ -233,6 +233,58 @@ w.yaml:16:3: workers.Bad_Name: a worker's name is made of a-z, 0-9 and '-', and 
 }
 
 #[test]
+fn dependencies_are_named_listed_or_mapped() {
+    let dir = directory();
+    let text = "workers:
+  db: {command: x}
+  job: {command: x}
+  one: {command: x, depends_on: db}
+  list: {command: x, depends_on: [db, job]}
+  map:
+    command: x
+    depends_on:
+      job: done
+      db: {condition: started, restart: true}
+";
+    let file = parse(text, dir.path()).unwrap();
+    let of = |name: &str| {
+        let worker = file.workers.iter().find(|w| w.name.as_str() == name);
+        let depends_on = worker.unwrap().depends_on.iter();
+        depends_on
+            .map(|d| format!("{} {:?} {}", d.worker, d.condition, d.restart))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(of("one"), ["db Ready false"]);
+    assert_eq!(of("list"), ["db Ready false", "job Ready false"]);
+    assert_eq!(of("map"), ["job Done false", "db Started true"]);
+    let names = |of: &[&str]| {
+        let of: Vec<String> = of.iter().map(|n| (*n).to_owned()).collect();
+        let selected = file.select(&of).unwrap();
+        selected
+            .iter()
+            .map(|w| w.name.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names(&["one"]), ["db", "one"], "with what it depends on");
+}
+
+#[test]
+fn a_circle_is_told_once_with_its_place_and_members() {
+    let dir = directory();
+    let text = "workers:
+  a: {command: x, depends_on: [b]}
+  b: {command: x, depends_on: [c]}
+  c: {command: x, depends_on: [a]}
+";
+    let error = parse(text, dir.path()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "w.yaml:2:32: workers.a.depends_on[0]: is a circle: a → b → c → a; none of them could \
+         ever start"
+    );
+}
+
+#[test]
 fn single_faults() {
     let dir = directory();
     for (worker, part) in [
@@ -243,7 +295,20 @@ fn single_faults() {
         ("command:", "has no value"),
         ("{}", "has no `command`"),
         ("command: x\n    root: debian", "is not one of host"),
-        ("command: x\n    depends_on: [a]", "not supported yet"),
+        ("command: x\n    image: node:22", "not supported yet"),
+        (
+            "command: x\n    depends_on: [nobody]",
+            "there is no worker `nobody`",
+        ),
+        ("command: x\n    depends_on: [w]", "is a circle: w → w"),
+        (
+            "command: x\n    depends_on: {w: up}",
+            "is not one of started, ready, done",
+        ),
+        (
+            "command: x\n    depends_on: {w: {condition: done, restart: true}}",
+            "has no meaning with `condition: done`",
+        ),
         ("command: x\n    command: y", "given twice, first at line 3"),
         (
             "command: x\n    resources: {memory: 1MiB}",

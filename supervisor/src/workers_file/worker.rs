@@ -4,6 +4,7 @@ use iii_actors::spec::{Resources, RootSpec, UserSpec, WorkerSpec};
 use iii_proto::ids::WorkerName;
 
 use super::command::command;
+use super::depends_on::{Reference, depends_on};
 use super::environment::environment;
 use super::health::health;
 use super::mounts::{PROJECT, mounts};
@@ -41,16 +42,10 @@ pub(crate) const KEYS: &[&str] = &[
 pub(crate) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids", "open_files", "disk"];
 
 /// Keys that are part of the format, but that this version cannot carry out.
-const NOT_YET: &[(&str, &str)] = &[
-    (
-        "image",
-        "use `root: host`, which shows the guest the host's own /usr",
-    ),
-    (
-        "depends_on",
-        "workers start together: let the worker retry, or its restart policy do so",
-    ),
-];
+const NOT_YET: &[(&str, &str)] = &[(
+    "image",
+    "use `root: host`, which shows the guest the host's own /usr",
+)];
 
 const MIB: u64 = 1 << 20;
 
@@ -66,6 +61,7 @@ pub(crate) fn worker(
     name: WorkerName,
     setting: &Setting<'_>,
     taken: &mut Vec<Published>,
+    references: &mut Vec<Reference>,
 ) -> Option<WorkerSpec> {
     let fields = reader.fields(setting, KEYS)?;
     for (key, instead) in NOT_YET {
@@ -110,6 +106,9 @@ pub(crate) fn worker(
         spec.vm_restart = policy(reader, &s, spec.vm_restart);
     }
     spec.health = fields.get("health").and_then(|s| health(reader, &s));
+    if let Some(s) = fields.get("depends_on") {
+        spec.depends_on = depends_on(reader, &spec.name, &s, references);
+    }
     if let Some(s) = fields.get("network") {
         spec.network = network(reader, &s);
     }

@@ -1,0 +1,67 @@
+//! A project is a workers file; what is kept of it between runs has a directory of its own below
+//! `~/.iii/projects`.
+
+use std::path::{Path, PathBuf};
+
+use iii_firmware::home::IiiHome;
+use sha2::{Digest, Sha256};
+
+/// Longest part of the directory's name that is there for people to recognise it by.
+const MAX_LABEL: usize = 40;
+
+/// The file cannot be found again.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to resolve {path}: {source}")]
+pub(super) struct ProjectError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// Where the state of the project of this workers file is kept: the same directory by whatever
+/// path the file is named.
+pub(super) fn state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, ProjectError> {
+    let file = file.canonicalize().map_err(|source| ProjectError {
+        path: file.to_owned(),
+        source,
+    })?;
+    Ok(home.path().join("projects").join(directory_name(&file)))
+}
+
+/// The name of the file's directory, for people, and a digest of the whole path.
+fn directory_name(file: &Path) -> String {
+    let parent = file.parent().and_then(Path::file_name);
+    let label: String = parent
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(MAX_LABEL)
+        .collect();
+    let digest = Sha256::digest(file.as_os_str().as_encoded_bytes());
+    let digest: String = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
+    format!("{label}-{digest}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_project_is_known_by_its_files_real_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let app = dir.path().join("my app");
+        std::fs::create_dir(&app).unwrap();
+        let file = app.join("iii.workers.yaml");
+        std::fs::write(&file, "").unwrap();
+        let link = dir.path().join("link.yaml");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let home = IiiHome::at("/h").unwrap();
+        let state = state_dir(&home, &file).unwrap();
+        assert_eq!(state, state_dir(&home, &link).unwrap());
+        let text = state.display().to_string();
+        assert!(text.starts_with("/h/projects/my-app-"), "{text}");
+        let other = app.join("other.yaml");
+        std::fs::write(&other, "").unwrap();
+        assert_ne!(state, state_dir(&home, &other).unwrap());
+    }
+}

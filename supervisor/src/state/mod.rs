@@ -1,0 +1,140 @@
+//! What outlives a supervisor: one directory with a lock and one file.
+//!
+//! * `lock` is held for the supervisor's life and names its process, so that no two supervisors
+//!   share a directory;
+//! * `supervisor.json` ([`record`]) is there while a supervisor runs. One that ends in order
+//!   removes it, so that its presence at a start says that the one before did not;
+//! * [`keeper`] writes it, from a thread of its own.
+//!
+//! After the end of a supervisor that was killed, restart counters go on and a worker that had
+//! ended (failed, done, stopped) stays so until it is asked for, unless its spec has changed since.
+//! A reboot of the host begins anew, and what was lost is told.
+
+mod keeper;
+mod record;
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use iii_actors::event::EventBus;
+use iii_actors::memory::WorkerMemory;
+use iii_actors::spec::WorkerSpec;
+use iii_proto::ids::WorkerName;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+pub(crate) use self::keeper::FileKeeper;
+use self::record::Remembered;
+
+const LOCK: &str = "lock";
+const RECORD: &str = "supervisor.json";
+
+/// Why a state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StateError {
+    /// Another supervisor uses it.
+    #[error(
+        "failed to lock state directory {path}: a supervisor with process id {pid} runs there; \
+         stop it first"
+    )]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+        /// Who; "unknown" if it has not said yet.
+        pid: String,
+    },
+    /// It cannot be made, read or written.
+    #[error(
+        "failed to {what} state directory {path}: {source}; make it writable, or name another one"
+    )]
+    Directory {
+        /// What failed.
+        what: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A locked state directory, and what an earlier supervisor has left in it.
+#[derive(Debug)]
+pub(crate) struct StateDirectory {
+    path: PathBuf,
+    /// Held for its drop, which unlocks.
+    _lock: Flock<File>,
+    /// Left by a supervisor that was killed.
+    left: BTreeMap<WorkerName, Remembered>,
+}
+
+impl StateDirectory {
+    /// Makes, locks and reads the directory. With `forget`, what was left is not looked at.
+    pub(crate) fn open(path: &Path, forget: bool) -> Result<Self, StateError> {
+        let failed = |what: &'static str| {
+            move |source: std::io::Error| StateError::Directory {
+                what,
+                path: path.to_owned(),
+                source,
+            }
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(failed("make"))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path.join(LOCK))
+            .map_err(failed("lock"))?;
+        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut pid = String::new();
+                file.read_to_string(&mut pid).map_err(failed("read"))?;
+                let pid = pid.trim();
+                return Err(StateError::Busy {
+                    path: path.to_owned(),
+                    pid: if pid.is_empty() { "unknown" } else { pid }.to_owned(),
+                });
+            }
+            Err((_, errno)) => return Err(failed("lock")(errno.into())),
+        };
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(failed("write"))?;
+        let left = match std::fs::read(path.join(RECORD)) {
+            Ok(bytes) if !forget => record::decode(&bytes),
+            Ok(_) => BTreeMap::new(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => return Err(failed("read")(error)),
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+            left,
+        })
+    }
+
+    /// What was left of a worker with this very spec.
+    pub(crate) fn left_of(&self, spec: &WorkerSpec) -> Option<WorkerMemory> {
+        let left = self.left.get(&spec.name)?;
+        (left.spec == record::digest(spec)).then(|| left.memory.clone())
+    }
+
+    /// Begins to keep.
+    pub(crate) fn keeper(&self, bus: EventBus) -> std::io::Result<Arc<FileKeeper>> {
+        FileKeeper::start(self.path.join(RECORD), bus).map(Arc::new)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! A handle to one worker.
+
+use std::sync::Arc;
+
+use iii_actors::logs::LogBus;
+use iii_actors::{ActorSystem, RequestError, Scope, WorkerStatus};
+use iii_proto::ids::WorkerName;
+
+use crate::Shutdown;
+use crate::streams::LogStream;
+
+/// One worker of a [`crate::Supervisor`]. Cheap to clone; dropping it changes nothing. Every
+/// request is answered also in states where there is nothing to do: a worker that runs can be
+/// started, one that is at rest can be stopped.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub(crate) system: Arc<ActorSystem>,
+    pub(crate) logs: LogBus,
+    pub(crate) name: WorkerName,
+}
+
+impl Worker {
+    /// Its name.
+    pub fn name(&self) -> &WorkerName {
+        &self.name
+    }
+
+    /// Makes it wanted: it starts once what it depends on allows. Counters of a worker that is at
+    /// rest begin anew. [`Self::ready`] tells when it is ready.
+    ///
+    /// # Errors
+    /// [`RequestError::Unknown`] if it was removed, [`RequestError::Ended`] if the supervisor was.
+    pub async fn start(&self) -> Result<(), RequestError> {
+        self.system.start_worker(self.name.clone()).await
+    }
+
+    /// Stops it, those first that may not outlive it; resolves when nothing of it runs.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn stop(&self, how: Shutdown) -> Result<WorkerStatus, RequestError> {
+        let name = || self.name.clone();
+        self.system
+            .stop_worker(name(), how == Shutdown::Now)
+            .await?;
+        let rest = self.system.at_rest(name());
+        match how {
+            Shutdown::Graceful | Shutdown::Now => rest.await,
+            Shutdown::Within(time) => {
+                tokio::pin!(rest);
+                if let Ok(status) = tokio::time::timeout(time, &mut rest).await {
+                    return status;
+                }
+                self.system.stop_worker(name(), true).await?;
+                rest.await
+            }
+        }
+    }
+
+    /// Restarts it or a part of it, in order. A request, no failure: nothing is counted.
+    ///
+    /// # Errors
+    /// As [`Self::start`], and [`RequestError::NotRunning`] for a part of what does not run.
+    pub async fn restart(&self, scope: Scope) -> Result<(), RequestError> {
+        self.system.restart_worker(self.name.clone(), scope).await
+    }
+
+    /// Resolves once it is ready, or at rest and will not be: the state says which.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn ready(&self) -> Result<WorkerStatus, RequestError> {
+        self.system.ready(self.name.clone()).await
+    }
+
+    /// Resolves once nothing of it runs or will without a request.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn at_rest(&self) -> Result<WorkerStatus, RequestError> {
+        self.system.at_rest(self.name.clone()).await
+    }
+
+    /// How it is now.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn status(&self) -> Result<WorkerStatus, RequestError> {
+        self.system.status(self.name.clone()).await
+    }
+
+    /// What its workload wrote lately, and what it will. A reader that falls far behind misses
+    /// lines and is told; nobody is slowed.
+    pub fn logs(&self) -> LogStream {
+        LogStream::new(self.logs.follow(&self.name))
+    }
+}
