@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iii_proto::guest::HealthCheck;
+pub use iii_proto::guest::{HealthCheck, Probe};
 use iii_proto::ids::WorkerName;
-use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
+
+pub use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
 use serde::Serialize;
 
 /// One worker.

@@ -11,6 +11,7 @@ mod progress;
 mod project;
 mod run;
 mod say;
+mod service;
 mod signals;
 
 use std::process::ExitCode;

@@ -15,6 +15,7 @@ use super::config::load;
 use super::progress::StderrProgress;
 use super::project;
 use super::say::say;
+use super::service;
 use super::signals::Signals;
 use super::{FAILED, KILLED, OK, REFUSED};
 use crate::output::printer::{self, Format};
@@ -118,7 +119,7 @@ async fn make_ready(
 
 /// Workers that run, and what prints what they do.
 struct Run {
-    supervisor: Supervisor,
+    supervisor: Arc<Supervisor>,
     workers: Vec<PreparedWorker>,
     printer: Printer,
 }
@@ -153,7 +154,7 @@ impl Run {
             broken: false,
         };
         Self {
-            supervisor,
+            supervisor: Arc::new(supervisor),
             workers,
             printer,
         }
@@ -168,6 +169,8 @@ impl Run {
                 return FAILED;
             }
         }
+        let service =
+            service::is_wanted().then(|| tokio::spawn(service::tell(Arc::clone(&self.supervisor))));
         let end = tokio::select! {
             _ = self.supervisor.idle() => End::Idle,
             name = signals.next() => End::Signal(name),
@@ -187,6 +190,9 @@ impl Run {
                 (outcomes, if nobody_reads { code } else { code.max(FAILED) })
             }
         };
+        if let Some(service) = service {
+            service.abort();
+        }
         if code != KILLED {
             tokio::select! {
                 () = self.printer.close() => {}
@@ -199,6 +205,7 @@ impl Run {
 
     /// Stops all workers in order; at once when the user asks a second time.
     async fn stop(&mut self, signals: &mut Signals) -> (Outcomes, u8) {
+        service::stopping();
         let graceful = self.supervisor.shutdown(Shutdown::Graceful);
         tokio::select! {
             outcomes = graceful => (outcomes, OK),
