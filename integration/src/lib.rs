@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod http;
+pub mod program;
 pub mod upstream;
 
 use std::path::PathBuf;

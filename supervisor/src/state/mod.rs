@@ -16,7 +16,7 @@ mod record;
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -82,31 +82,10 @@ impl StateDirectory {
                 source,
             }
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(failed("make"))?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path.join(LOCK))
-            .map_err(failed("lock"))?;
-        let mut lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut pid = String::new();
-                file.read_to_string(&mut pid).map_err(failed("read"))?;
-                let pid = pid.trim();
-                return Err(StateError::Busy {
-                    path: path.to_owned(),
-                    pid: if pid.is_empty() { "unknown" } else { pid }.to_owned(),
-                });
+        let mut lock = loop {
+            if let Some(lock) = lock(path)? {
+                break lock;
             }
-            Err((_, errno)) => return Err(failed("lock")(errno.into())),
         };
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
@@ -134,6 +113,67 @@ impl StateDirectory {
     pub(crate) fn keeper(&self, bus: EventBus) -> std::io::Result<Arc<FileKeeper>> {
         FileKeeper::start(self.path.join(RECORD), bus).map(Arc::new)
     }
+}
+
+impl Drop for StateDirectory {
+    /// Leaves nothing behind where nothing is to be remembered. The lock is still held.
+    fn drop(&mut self) {
+        if self.path.join(RECORD).exists() {
+            return;
+        }
+        let removed = std::fs::remove_file(self.path.join(LOCK));
+        // A directory that holds something else stays.
+        if let Err(error) = removed.and_then(|()| std::fs::remove_dir(&self.path)) {
+            tracing::debug!(path = %self.path.display(), %error, "the state directory stays");
+        }
+    }
+}
+
+/// Makes the directory and locks it. `None`: who had it removed the lock just now; try again.
+fn lock(path: &Path) -> Result<Option<Flock<File>>, StateError> {
+    let failed = |what: &'static str| {
+        move |source: std::io::Error| StateError::Directory {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed("make"))?;
+    let name = path.join(LOCK);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&name);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("lock")(error)),
+    };
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err((mut file, Errno::EWOULDBLOCK)) => {
+            let mut pid = String::new();
+            file.read_to_string(&mut pid).map_err(failed("read"))?;
+            let pid = pid.trim();
+            return Err(StateError::Busy {
+                path: path.to_owned(),
+                pid: if pid.is_empty() { "unknown" } else { pid }.to_owned(),
+            });
+        }
+        Err((_, errno)) => return Err(failed("lock")(errno.into())),
+    };
+    // It may have been removed between the opening and the locking.
+    let locked = lock.metadata().map_err(failed("lock"))?.ino();
+    Ok(std::fs::metadata(&name)
+        .is_ok_and(|now| now.ino() == locked)
+        .then_some(lock))
 }
 
 #[cfg(test)]

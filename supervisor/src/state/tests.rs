@@ -54,6 +54,7 @@ fn one_that_ended_in_order_leaves_nothing_and_neither_does_one_to_be_forgotten()
     let state = StateDirectory::open(dir.path(), false).unwrap();
     assert_eq!(state.left_of(&spec("a")), None);
     drop(state);
+    assert!(!dir.path().exists(), "nothing is left behind");
     run(dir.path(), false);
     let state = StateDirectory::open(dir.path(), true).unwrap();
     assert_eq!(state.left_of(&spec("a")), None);
