@@ -134,7 +134,7 @@ impl Confinement {
                 cgroup.killed = true;
                 pwrite(cgroup.kill.as_fd(), b"1", 0).map(drop)
             }
-            Self::ProcessGroup => match sys::kill(pid.0, true, SIGKILL) {
+            Self::ProcessGroup => match sys::kill_group_of(pid.0, SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => Ok(()),
                 Err(errno) => Err(errno),
             },

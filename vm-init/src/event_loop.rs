@@ -302,7 +302,12 @@ impl EventLoop {
     }
 
     fn signal(&mut self, pid: GuestPid, group: bool, signal: i32) -> Result<(), LoopError> {
-        match sys::kill(pid.0, group, signal) {
+        let result = if group {
+            sys::kill_group_of(pid.0, signal)
+        } else {
+            sys::kill(pid.0, false, signal)
+        };
+        match result {
             // It has just ended; its SIGCHLD is on its way.
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(errno) => self.warn(format!(

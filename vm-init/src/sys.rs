@@ -55,6 +55,22 @@ pub(crate) fn kill(pid: i32, group: bool, signal: i32) -> nix::Result<()> {
     Errno::result(unsafe { libc::kill(if group { -pid } else { pid }, signal) }).map(drop)
 }
 
+/// Signals the process group that the child `pid` leads, or is about to: between its fork and its
+/// setsid(2) it leads none yet, and a signal to the group would be lost.
+pub(crate) fn kill_group_of(pid: i32, signal: i32) -> nix::Result<()> {
+    match kill(pid, true, signal) {
+        Err(Errno::ESRCH) if is_child(pid) => kill(pid, false, signal),
+        result => result,
+    }
+}
+
+/// Whether `pid` is a child of ours that is not reaped yet, so that its number is no other's.
+fn is_child(pid: i32) -> bool {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
+}
+
 /// Reaps one ended child, if there is one: its pid and raw wait status.
 pub(crate) fn reap() -> Option<(i32, i32)> {
     let mut status = 0;
@@ -152,6 +168,7 @@ pub(crate) struct ChildPlan<'a> {
 
 /// Makes the child. It leads a session and process group of its own.
 pub(crate) fn spawn(plan: &ChildPlan<'_>) -> nix::Result<Pid> {
+    let parent = Pid::this().as_raw();
     let pid = match plan.cgroup {
         Some(cgroup) => clone_into(cgroup)?,
         // SAFETY: this process has one thread, so the child's copy of memory is consistent; the
@@ -160,7 +177,7 @@ pub(crate) fn spawn(plan: &ChildPlan<'_>) -> nix::Result<Pid> {
     };
     if pid == 0 {
         // SAFETY: this is the child of a single-threaded process; see `child`.
-        unsafe { child(plan) }
+        unsafe { child(plan, parent) }
     }
     Ok(Pid::from_raw(pid))
 }
@@ -208,7 +225,7 @@ fn clone_into(cgroup: BorrowedFd<'_>) -> nix::Result<i32> {
 /// # Safety
 /// To be called only right after a fork, in the child of a single-threaded process. Everything in
 /// it is an async-signal-safe system call on memory that `plan` keeps alive.
-unsafe fn child(plan: &ChildPlan<'_>) -> ! {
+unsafe fn child(plan: &ChildPlan<'_>, parent: libc::pid_t) -> ! {
     // SAFETY: see the function; all pointers come from `plan`'s live strings and slices, and the
     // two arrays end with a null pointer (CStringArray).
     unsafe {
@@ -217,6 +234,17 @@ unsafe fn child(plan: &ChildPlan<'_>) -> ! {
                 fail(plan, step);
             }
         };
+        // In a VM everything ends with PID 1, and in its cgroup with the life. An ordinary process
+        // has neither, and SIGKILL to it must not leave its workload behind.
+        if plan.cgroup.is_none() {
+            check(
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL),
+                ChildStep::Session,
+            );
+            if libc::getppid() != parent {
+                libc::_exit(127);
+            }
+        }
         check(libc::setsid(), ChildStep::Session);
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);

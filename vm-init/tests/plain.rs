@@ -181,10 +181,19 @@ impl Init {
 }
 
 impl Drop for Init {
+    /// The end of its host ends it in order, with every process of its life; that it does so is
+    /// what each test leaves no process behind by.
     fn drop(&mut self) {
-        // Ended already in a test that passed.
-        self.child.kill().ok();
-        self.child.wait().ok();
+        self.control.shutdown(std::net::Shutdown::Both).ok();
+        let end = std::time::Instant::now() + FAILURE_BOUND;
+        while let Ok(None) = self.child.try_wait() {
+            if std::time::Instant::now() > end {
+                self.child.kill().ok();
+                self.child.wait().ok();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -467,6 +476,34 @@ fn a_flood_arrives_whole() {
     assert_eq!(init.powering_off().1, seq + 1);
 }
 
+/// Whether a process is there and no zombie.
+fn is_alive(pid: GuestPid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.0));
+    stat.is_ok_and(|stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    })
+}
+
+#[test]
+fn a_workload_does_not_outlive_an_ordinary_process_that_is_killed() {
+    let mut init = Init::start(&shell("exec sleep 1000"));
+    init.hello();
+    let (pid, _) = init.started();
+    init.ready();
+    assert!(is_alive(pid));
+    init.child.kill().unwrap();
+    init.child.wait().unwrap();
+    let end = std::time::Instant::now() + FAILURE_BOUND;
+    while is_alive(pid) {
+        assert!(
+            std::time::Instant::now() < end,
+            "process {pid} was left behind"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn signals_reach_the_group_and_injected_faults_need_leave() {
     let mut init = Init::start(&shell(
@@ -478,7 +515,8 @@ fn signals_reach_the_group_and_injected_faults_need_leave() {
     init.ready();
     logs.recv_timeout(FAILURE_BOUND).unwrap();
     init.send(HostMessage::Signal { signal: 10 });
-    assert_eq!(logs.recv_timeout(FAILURE_BOUND).unwrap().bytes, b"usr1\n");
+    // The signal reaches the shell's child as well, about which the shell may say something.
+    while logs.recv_timeout(FAILURE_BOUND).unwrap().bytes != b"usr1\n" {}
     init.send(HostMessage::Fault(GuestFault::KillWorkload));
     assert!(matches!(init.next(), GuestMessage::Warning { .. }));
 
@@ -538,4 +576,25 @@ fn readiness_follows_the_probe_and_an_unhealthy_workload_is_a_crash() {
         }
     );
     assert_eq!(init.started().1, 1);
+}
+
+/// A host that goes just when a life begins: the child may not lead its group yet.
+#[test]
+fn a_life_that_has_just_begun_ends_with_its_host() {
+    for _ in 0..50 {
+        let mut spec = shell("exec sleep 1000");
+        spec.allow_faults = true;
+        let mut init = Init::start(&spec);
+        init.hello();
+        init.started();
+        init.ready();
+        init.send(HostMessage::Fault(GuestFault::KillWorkload));
+        init.exited();
+        init.control.shutdown(std::net::Shutdown::Both).unwrap();
+        let end = std::time::Instant::now() + FAILURE_BOUND;
+        while init.child.try_wait().unwrap().is_none() {
+            assert!(std::time::Instant::now() < end, "it does not end");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
 }

@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -174,9 +174,15 @@ fn spawn(spec: ChildSpec) -> Result<std::process::Child, String> {
 
 fn build_init() -> Result<Vec<u8>, String> {
     let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
-    let source = directory.path().join("init.rs");
-    let program = directory.path().join("init");
-    std::fs::write(&source, INIT).map_err(|e| e.to_string())?;
+    let program = build("init", INIT, directory.path())?;
+    std::fs::read(program).map_err(|e| e.to_string())
+}
+
+/// A static program from its source.
+pub(crate) fn build(name: &str, text: &str, directory: &Path) -> Result<PathBuf, String> {
+    let source = directory.join(format!("{name}.rs"));
+    let program = directory.join(name);
+    std::fs::write(&source, text).map_err(|e| e.to_string())?;
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let status = Command::new(rustc)
         .args([
@@ -191,9 +197,9 @@ fn build_init() -> Result<Vec<u8>, String> {
         .arg(&program)
         .arg(&source)
         .status()
-        .map_err(|e| format!("failed to run rustc for the reporting init: {e}"))?;
+        .map_err(|e| format!("failed to run rustc for {name}: {e}"))?;
     if !status.success() {
-        return Err("failed to build the reporting init".into());
+        return Err(format!("failed to build {name}"));
     }
-    std::fs::read(&program).map_err(|e| e.to_string())
+    Ok(program)
 }

@@ -7,7 +7,10 @@
 #![allow(clippy::print_stdout)]
 
 mod bare;
+mod peers;
 mod product;
+mod scale;
+mod scripted;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,9 +18,44 @@ use std::time::Duration;
 /// Runs of each kind that are counted; one more of each warms the caches.
 const RUNS: usize = 11;
 
+/// What can be measured alone; nothing named: all of it.
+const PARTS: [&str; 3] = ["boot", "peers", "scale"];
+
 fn main() -> ExitCode {
-    let json = std::env::args().any(|arg| arg == "--json");
-    match measure(json) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, boot] = &arguments[..]
+        && first == scripted::ARGUMENT
+    {
+        return finish(scripted::run(boot));
+    }
+    let json = arguments.iter().any(|arg| arg == "--json");
+    let named: Vec<&str> = arguments
+        .iter()
+        .map(String::as_str)
+        .filter(|arg| *arg != "--json")
+        .collect();
+    if let Some(unknown) = named.iter().find(|name| !PARTS.contains(name)) {
+        return finish(Err(format!(
+            "{unknown} is no part; there are: {}",
+            PARTS.join(", ")
+        )));
+    }
+    let wanted = |part| named.is_empty() || named.contains(&part);
+    let mut result = Ok(());
+    if wanted("boot") {
+        result = result.and_then(|()| boot(json));
+    }
+    if wanted("peers") {
+        result = result.and_then(|()| supervisors(json));
+    }
+    if wanted("scale") {
+        result = result.and_then(|()| thousand(json));
+    }
+    finish(result)
+}
+
+fn finish(result: Result<(), String>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
@@ -34,14 +72,17 @@ fn complain(error: &str) {
 
 /// What was measured.
 struct Row {
-    what: &'static str,
+    what: String,
     times: Vec<Duration>,
 }
 
 impl Row {
-    fn new(what: &'static str, mut times: Vec<Duration>) -> Self {
+    fn new(what: impl Into<String>, mut times: Vec<Duration>) -> Self {
         times.sort();
-        Self { what, times }
+        Self {
+            what: what.into(),
+            times,
+        }
     }
 
     fn median(&self) -> Duration {
@@ -76,7 +117,8 @@ impl Row {
     }
 }
 
-fn measure(json: bool) -> Result<(), String> {
+/// VMs: their start and their restart.
+fn boot(json: bool) -> Result<(), String> {
     let bare = bare::Bare::prepare()?;
     let mut product_times = Vec::new();
     let mut bare_times = Vec::new();
@@ -90,12 +132,7 @@ fn measure(json: bool) -> Result<(), String> {
     }
     let runtime = tokio::runtime::Runtime::new().map_err(|e| e.to_string())?;
     let (in_guest, full) = runtime.block_on(product::restarts(RUNS))?;
-    if !json {
-        println!(
-            "{:<58} {:>9} {:>9} {:>9}",
-            "milliseconds", "min", "median", "max"
-        );
-    }
+    head(json);
     let ours = Row::new("iii-super run, to the workload's first line", product_times);
     let theirs = Row::new(
         "bare QEMU, same kernel, flags and devices, to init's line",
@@ -117,6 +154,76 @@ fn measure(json: bool) -> Result<(), String> {
         );
     } else {
         println!("run over bare boot: {ratio:.2} (medians)");
+    }
+    Ok(())
+}
+
+fn head(json: bool) {
+    if !json {
+        println!(
+            "{:<58} {:>9} {:>9} {:>9}",
+            "milliseconds", "min", "median", "max"
+        );
+    }
+}
+
+/// Supervisors beside each other.
+fn supervisors(json: bool) -> Result<(), String> {
+    let rows: Vec<Row> = peers::restarts()?
+        .into_iter()
+        .map(|(name, gaps)| Row::new(format!("a child's death to its successor: {name}"), gaps))
+        .collect();
+    head(json);
+    for row in &rows {
+        row.print(json);
+    }
+    let Some((ours, peers)) = rows.split_last() else {
+        return Err("nothing was compared".into());
+    };
+    let fastest = peers.iter().map(Row::median).min().unwrap_or_default();
+    let ratio = ours.median().as_secs_f64() / fastest.as_secs_f64();
+    if json {
+        println!(
+            "{}",
+            serde_json::json!({"what": "vm-init over the fastest peer", "ratio": ratio})
+        );
+    } else {
+        println!("vm-init over the fastest peer: {ratio:.2} (medians)");
+    }
+    Ok(())
+}
+
+/// The tree with a thousand workers.
+fn thousand(json: bool) -> Result<(), String> {
+    for (network, with) in [(true, "with a network each"), (false, "without a network")] {
+        let scale = scale::measure(network)?;
+        if json {
+            println!(
+                "{}",
+                serde_json::json!({
+                    "what": "scale", "workers": scale.workers, "network": network,
+                    "memory_kib_per_worker": scale.memory_kib,
+                    "threads_per_worker": scale.threads,
+                    "idle_cpu_percent": scale.idle_cpu_percent,
+                    "start_s": scale.start.as_secs_f64(),
+                    "restart_all_s": scale.restart.as_secs_f64(),
+                    "events_per_second": scale.events_per_second,
+                })
+            );
+        } else {
+            println!(
+                "{} workers {with}, scripted VMMs: {:.0} KiB and {:.2} threads per worker, idle \
+                 {:.2} % of a core; start of all {:.1} s, restart of all at once {:.1} s, {:.0} \
+                 events/s",
+                scale.workers,
+                scale.memory_kib,
+                scale.threads,
+                scale.idle_cpu_percent,
+                scale.start.as_secs_f64(),
+                scale.restart.as_secs_f64(),
+                scale.events_per_second,
+            );
+        }
     }
     Ok(())
 }

@@ -39,7 +39,8 @@ pub(crate) fn first_line() -> Result<Duration, String> {
     seen.ok_or_else(|| "the workload said nothing".into())
 }
 
-fn at_once() -> RestartPolicy {
+/// Restarts without a delay and without a limit.
+pub(crate) fn at_once() -> RestartPolicy {
     RestartPolicy {
         mode: RestartMode::Always,
         initial: Duration::ZERO,
