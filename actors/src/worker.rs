@@ -25,7 +25,7 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::runtime::Arbiters;
 use crate::tree::{Action, ChildDef, Input, Tree, TreeEnd};
-use crate::vm::{InjectVmmDeath, OnProgress, Tell, VmActor, VmActorParts};
+use crate::vm::{InjectVm, OnProgress, Tell, VmActor, VmActorParts};
 
 /// How a worker ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -620,6 +620,10 @@ pub enum Fault {
     GuestPanic,
     /// vm-init spins and answers nothing.
     GuestHang,
+    /// SIGSTOP to the VMM: it looks alive and does nothing.
+    StopVmm,
+    /// The supervisor's end of the control port is closed.
+    DropControlPort,
     /// The WorkerSupervisor itself panics.
     PanicWorkerSupervisor,
 }
@@ -651,7 +655,11 @@ impl Handler<Inject> for WorkerSupervisor {
                 .as_ref()
                 .map(|c| c.address.do_send(InjectLoop(iii_net::Fault::Stall))),
             Fault::KillFileServer => fs.as_ref().map(|c| c.address.do_send(InjectServerDeath)),
-            Fault::KillVmm => vm.as_ref().map(|c| c.address.do_send(InjectVmmDeath)),
+            Fault::KillVmm => vm.as_ref().map(|c| c.address.do_send(InjectVm::Kill)),
+            Fault::StopVmm => vm.as_ref().map(|c| c.address.do_send(InjectVm::Stop)),
+            Fault::DropControlPort => vm
+                .as_ref()
+                .map(|c| c.address.do_send(InjectVm::DropControl)),
             Fault::KillWorkload => tell(GuestFault::KillWorkload),
             Fault::GuestPanic => tell(GuestFault::KernelPanic),
             Fault::GuestHang => tell(GuestFault::Hang),

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod chaos;
 pub mod http;
 pub mod upstream;
 
