@@ -9,7 +9,7 @@ RUN_PACKAGES := qemu-system-x86 python3 python3-pip ca-certificates gcc libc6-de
 TEST_PACKAGES := cpio git dnsmasq-base e2fsprogs util-linux systemd
 BENCH_PACKAGES := busybox-static runit s6 supervisor
 
-.PHONY: help run build release test bench fmt clippy docs deny tools-run tools-test clean
+.PHONY: help run build release test bench chaos fmt clippy docs deny tools-run tools-test clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,12 @@ bench: tools-run tools-test ## measure against peers, in one run
 	./scripts/install $(BENCH_PACKAGES)
 	$(CARGO) build --release --workspace --bins
 	./target/release/iii-bench
+
+FAULTS ?= 240
+chaos: tools-test ## hurt workers on real VMs, FAULTS times; III_CHAOS_SEED repeats a run
+	$(CARGO) build --workspace --bins
+	scratch=$$(mktemp -d); trap 'rmdir "$$scratch"' EXIT; \
+	TMPDIR=$$scratch $${CARGO_TARGET_DIR:-target}/debug/iii-chaos $(FAULTS)
 
 fmt: ## format the sources
 	$(CARGO) fmt --all

@@ -2,6 +2,7 @@
 //! successor starts only after its predecessor's processes are reaped, however the actor ended.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::process::{ChildExit, ChildHandle, ChildSpec, SpawnError, Spawner};
@@ -75,5 +76,52 @@ impl Processes {
                 }
             }
         }
+    }
+}
+
+/// How long a killed process may take to be reaped: one that hangs in a host file system cannot be
+/// killed.
+const REAP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The processes of all workers of a supervisor. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roster {
+    workers: Arc<Mutex<Vec<Processes>>>,
+}
+
+impl Roster {
+    /// Processes of one more worker.
+    pub(crate) fn enlist(&self) -> Processes {
+        let processes = Processes::default();
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A worker that was removed has let go of its own.
+        workers.retain(|p| Arc::strong_count(&p.entries) > 1 || !p.running().is_empty());
+        workers.push(processes.clone());
+        processes
+    }
+
+    /// Kills whatever is left and waits until it is reaped. To be called when no actor runs any
+    /// more that could spawn another.
+    pub(crate) fn end(&self) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        let left: Vec<ChildHandle> = workers.iter().flat_map(Processes::running).collect();
+        for handle in &left {
+            if let Err(error) = handle.kill(Signal::SIGKILL) {
+                tracing::warn!(child = handle.label(), %error, "failed to kill process");
+            }
+        }
+        for handle in &left {
+            if handle.wait_blocking(REAP_LIMIT).is_none() {
+                tracing::error!(child = handle.label(), "a killed process does not end");
+            }
+        }
+    }
+}
+
+impl Processes {
+    fn running(&self) -> Vec<ChildHandle> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = entries.iter().filter(|e| !*e.reaped.borrow());
+        running.map(|e| e.handle.clone()).collect()
     }
 }

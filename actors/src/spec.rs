@@ -41,6 +41,11 @@ pub struct WorkerSpec {
     pub restart: RestartPolicy,
     /// When its VM is started again.
     pub vm_restart: RestartPolicy,
+    /// When one of its actors other than the VM's, which fail only by a fault of ours or of the
+    /// host, is started again.
+    pub actor_restart: RestartPolicy,
+    /// When its WorkerSupervisor, which fails only by a fault of ours, is replaced.
+    pub supervisor_restart: RestartPolicy,
     /// Probe of the workload.
     pub health: Option<HealthCheck>,
     /// Workers that must have come so far before this one is started.
@@ -72,6 +77,8 @@ impl WorkerSpec {
             network: NetworkSpec::default(),
             restart: RestartPolicy::default(),
             vm_restart: default_vm_restart(),
+            actor_restart: default_actor_restart(),
+            supervisor_restart: default_supervisor_restart(),
             health: None,
             depends_on: Vec::new(),
             stop_grace: Duration::from_secs(10),
@@ -92,6 +99,39 @@ pub fn default_vm_restart() -> RestartPolicy {
             restarts: 5,
             window: Duration::from_secs(300),
         }),
+        ..RestartPolicy::default()
+    }
+}
+
+/// How actors other than the VM's are restarted unless told otherwise: at once, then slower, and
+/// not for ever.
+pub fn default_actor_restart() -> RestartPolicy {
+    RestartPolicy {
+        mode: RestartMode::Always,
+        initial: Duration::from_millis(10),
+        factor: 2.0,
+        max: Duration::from_secs(5),
+        jitter: 0.1,
+        limit: Some(RestartLimit {
+            restarts: 10,
+            window: Duration::from_secs(60),
+        }),
+        reset_after: Duration::from_secs(30),
+        stop_codes: Vec::new(),
+    }
+}
+
+/// How a WorkerSupervisor that panicked is replaced unless told otherwise: a fault of ours, so
+/// seldom and slowly.
+pub fn default_supervisor_restart() -> RestartPolicy {
+    RestartPolicy {
+        mode: RestartMode::Always,
+        initial: Duration::from_millis(100),
+        limit: Some(RestartLimit {
+            restarts: 3,
+            window: Duration::from_secs(60),
+        }),
+        stop_codes: Vec::new(),
         ..RestartPolicy::default()
     }
 }

@@ -1,7 +1,7 @@
 //! The way in: an actor system on its own threads, driven from any runtime.
 
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use actix::prelude::*;
@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use crate::memory::WorkerMemory;
 use crate::plan::{Environment, WorkerPlan};
+use crate::processes::Roster;
 use crate::root::{
     Add, AddError, AwaitIdle, InjectError, InjectInto, Outcomes, QueryStatus, QueryStatuses,
     Remove, RequestError, RequestRestart, RequestStart, RequestStop, RootSupervisor, StopAll,
@@ -34,12 +35,12 @@ pub enum SystemError {
     Ended,
 }
 
-/// A running tree. Dropping it kills what runs and waits for the threads' end.
+/// A running tree. Dropping it ends it, see [`ActorSystem::end`].
 #[derive(Debug)]
 pub struct ActorSystem {
     root: Addr<RootSupervisor>,
     system: actix::System,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl ActorSystem {
@@ -50,22 +51,27 @@ impl ActorSystem {
             .name("iii-actors".into())
             .spawn(move || {
                 let runner = actix::System::new();
-                runner.block_on(async move {
+                let roster = Roster::default();
+                let processes = roster.clone();
+                let arbiters = runner.block_on(async move {
                     let arbiters = Arc::new(Arbiters::start(ACTOR_THREADS));
-                    let root = RootSupervisor::new(env, arbiters).start();
+                    let root = RootSupervisor::new(env, Arc::clone(&arbiters), roster).start();
                     // The receiver waits below.
                     drop(tx.send((root, actix::System::current())));
+                    arbiters
                 });
                 if let Err(error) = runner.run() {
                     tracing::error!(%error, "the actor system ended with an error");
                 }
+                arbiters.end();
+                processes.end();
             })
             .map_err(SystemError::Thread)?;
         let (root, system) = rx.recv().map_err(|_| SystemError::Ended)?;
         Ok(Self {
             root,
             system,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         })
     }
 
@@ -191,16 +197,24 @@ impl ActorSystem {
             .await
             .unwrap_or(Err(InjectError::Ended))
     }
+
+    /// Kills everything that runs and waits for its end: of the actors, of their threads, of every
+    /// process. Requests are refused from then on. A second call waits for nothing.
+    pub fn end(&self) {
+        self.system.stop();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the actors' thread panicked");
+        }
+    }
 }
 
 impl Drop for ActorSystem {
     fn drop(&mut self) {
-        // Actors that are dropped with their thread kill their processes by their guards.
-        self.system.stop();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the actors' thread panicked");
-        }
+        self.end();
     }
 }

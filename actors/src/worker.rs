@@ -6,13 +6,12 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::prelude::*;
 use iii_net::link_pair;
 use iii_proto::control::GuestFault;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_proto::restart::{Exit, RestartLimit, RestartMemory, RestartMode, RestartPolicy};
+use iii_proto::restart::{Exit, RestartMemory};
 use nix::sys::socket::{MsgFlags, recv};
 use serde::{Deserialize, Serialize};
 
@@ -26,24 +25,7 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::runtime::Arbiters;
 use crate::tree::{Action, ChildDef, Input, Tree, TreeEnd};
-use crate::vm::{InjectVmmDeath, OnProgress, Tell, VmActor, VmActorParts};
-
-/// How actors other than the VM's are restarted: at once, then slower, and not for ever.
-fn actor_restart() -> RestartPolicy {
-    RestartPolicy {
-        mode: RestartMode::Always,
-        initial: Duration::from_millis(10),
-        factor: 2.0,
-        max: Duration::from_secs(5),
-        jitter: 0.1,
-        limit: Some(RestartLimit {
-            restarts: 10,
-            window: Duration::from_secs(60),
-        }),
-        reset_after: Duration::from_secs(30),
-        stop_codes: Vec::new(),
-    }
-}
+use crate::vm::{InjectVm, OnProgress, Tell, VmActor, VmActorParts};
 
 /// How a worker ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,10 +154,10 @@ impl WorkerSupervisor {
         };
         let mut defs = Vec::new();
         if plan.has_network() {
-            defs.push(child(Dns, &[], actor_restart()));
-            defs.push(child(NetPoll, &[], actor_restart()));
+            defs.push(child(Dns, &[], plan.spec.actor_restart.clone()));
+            defs.push(child(NetPoll, &[], plan.spec.actor_restart.clone()));
         }
-        defs.push(child(Fs, &[], actor_restart()));
+        defs.push(child(Fs, &[], plan.spec.actor_restart.clone()));
         defs.push(child(Vm, &[Fs], plan.spec.vm_restart.clone()));
         let mut tree = Tree::new(defs);
         for (child, memory) in parts.restarts {
@@ -638,6 +620,10 @@ pub enum Fault {
     GuestPanic,
     /// vm-init spins and answers nothing.
     GuestHang,
+    /// SIGSTOP to the VMM: it looks alive and does nothing.
+    StopVmm,
+    /// The supervisor's end of the control port is closed.
+    DropControlPort,
     /// The WorkerSupervisor itself panics.
     PanicWorkerSupervisor,
 }
@@ -669,7 +655,11 @@ impl Handler<Inject> for WorkerSupervisor {
                 .as_ref()
                 .map(|c| c.address.do_send(InjectLoop(iii_net::Fault::Stall))),
             Fault::KillFileServer => fs.as_ref().map(|c| c.address.do_send(InjectServerDeath)),
-            Fault::KillVmm => vm.as_ref().map(|c| c.address.do_send(InjectVmmDeath)),
+            Fault::KillVmm => vm.as_ref().map(|c| c.address.do_send(InjectVm::Kill)),
+            Fault::StopVmm => vm.as_ref().map(|c| c.address.do_send(InjectVm::Stop)),
+            Fault::DropControlPort => vm
+                .as_ref()
+                .map(|c| c.address.do_send(InjectVm::DropControl)),
             Fault::KillWorkload => tell(GuestFault::KillWorkload),
             Fault::GuestPanic => tell(GuestFault::KernelPanic),
             Fault::GuestHang => tell(GuestFault::Hang),

@@ -6,17 +6,18 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
+pub mod chaos;
 pub mod http;
 pub mod program;
 pub mod upstream;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iii_actors::event::{Event, EventKind, LogLine};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_supervisor::{EventStream, Fault, Shutdown, Supervisor};
+use iii_supervisor::{EventStream, Fault, Shutdown, Supervisor, SupervisorBuilder, Worker};
 use tokio::sync::mpsc;
 
 /// Nothing in these tests takes as long unless it is broken; a loaded machine only makes them
@@ -68,7 +69,16 @@ impl Bench {
 
     /// A supervisor without workers.
     pub async fn empty() -> Self {
-        let supervisor = Supervisor::builder()
+        Self::build(Supervisor::builder()).await
+    }
+
+    /// A supervisor without workers that keeps its state in `directory`.
+    pub async fn keeping(directory: &Path) -> Self {
+        Self::build(Supervisor::builder().state_dir(directory.to_owned())).await
+    }
+
+    async fn build(builder: SupervisorBuilder) -> Self {
+        let supervisor = builder
             .helper_dir(binaries())
             .start()
             .await
@@ -186,6 +196,11 @@ impl Bench {
             )
             .await;
         (boot, pid, next)
+    }
+
+    /// A handle to a worker.
+    pub fn worker(&self, name: &str) -> Worker {
+        self.supervisor.worker(worker_name(name))
     }
 
     /// Hurts a worker.

@@ -262,8 +262,6 @@ pub enum AddWorkerError {
 /// # Ok(())
 /// # }
 /// ```
-// The order of the fields is that of their drops: first what runs, then what is remembered of it,
-// then the lock on that.
 #[derive(Debug)]
 pub struct Supervisor {
     system: Arc<ActorSystem>,
@@ -272,6 +270,17 @@ pub struct Supervisor {
     logs: LogBus,
     keeper: Option<Arc<FileKeeper>>,
     state: Option<StateDirectory>,
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        // First what runs, whoever else has a handle to it; then what is remembered of it; the
+        // lock on that goes with the fields.
+        self.system.end();
+        if let Some(keeper) = &self.keeper {
+            keeper.close();
+        }
+    }
 }
 
 impl Supervisor {

@@ -38,14 +38,11 @@ pub struct LifeCgroup {
     directory: OwnedFd,
     events: OwnedFd,
     kill: OwnedFd,
-    memory_events: Option<OwnedFd>,
 }
 
 impl LifeCgroup {
     /// Makes the first life's cgroup below `limits`, an absolute path.
     pub fn new(limits: PathBuf) -> nix::Result<Self> {
-        // Missing without the memory controller, and then nothing is killed by its limit.
-        let memory_events = open_file(limits.join("memory.events"), OFlag::O_RDONLY).ok();
         let (directory, events, kill) = make_life(&limits, 0)?;
         Ok(Self {
             limits,
@@ -54,7 +51,6 @@ impl LifeCgroup {
             directory,
             events,
             kill,
-            memory_events,
         })
     }
 
@@ -146,18 +142,6 @@ impl Confinement {
         match self {
             Self::Cgroup(cgroup) => cgroup.is_empty(),
             Self::ProcessGroup => sys::kill(pid.0, true, 0) == Err(Errno::ESRCH),
-        }
-    }
-
-    /// How many processes the memory limit has killed so far.
-    pub fn memory_kills(&self) -> u64 {
-        match self {
-            Self::Cgroup(cgroup) => cgroup
-                .memory_events
-                .as_ref()
-                .and_then(|events| value_of(events, "oom_kill"))
-                .unwrap_or(0),
-            Self::ProcessGroup => 0,
         }
     }
 }

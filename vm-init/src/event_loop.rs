@@ -31,6 +31,7 @@ use probes::RunningProbe;
 
 use crate::clock::{self, Discipline};
 use crate::confinement::Confinement;
+use crate::kernel_log::KernelLog;
 use crate::launch::Launcher;
 use crate::outbound::Outbound;
 use crate::output::Output;
@@ -144,7 +145,8 @@ pub struct EventLoop {
     start_failure: Option<[u8; 5]>,
     probe: Option<RunningProbe>,
     cache_drop: Option<GuestPid>,
-    memory_kills: u64,
+    /// `None`: as an ordinary process, or in a kernel without one.
+    kernel_log: Option<KernelLog>,
     clock: Discipline,
     random: u64,
     actions: Vec<Action>,
@@ -185,7 +187,10 @@ impl EventLoop {
                 settings.health.clone(),
                 settings.stop_grace,
             ),
-            memory_kills: confinement.memory_kills(),
+            kernel_log: settings
+                .owns_machine
+                .then(KernelLog::open)
+                .and_then(Result::ok),
             random: settings.seed,
             settings,
             launcher,

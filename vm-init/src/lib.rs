@@ -19,6 +19,7 @@ pub mod clock;
 pub mod confinement;
 pub mod event_loop;
 pub mod health;
+pub mod kernel_log;
 pub mod launch;
 pub mod outbound;
 pub mod output;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_proto::restart::{Exit, RestartLimit, RestartMode, RestartPolicy};
+use iii_proto::restart::Exit;
 use tokio::sync::oneshot;
 
 use self::fleet::{Fleet, FleetAction, FleetError, FleetInput};
@@ -29,27 +29,13 @@ use crate::death_watch::{Death, DeathGuard};
 use crate::event::EventKind;
 use crate::memory::WorkerMemory;
 use crate::plan::{Environment, WorkerPlan};
-use crate::processes::Processes;
+use crate::processes::{Processes, Roster};
 use crate::runtime::Arbiters;
 use crate::tree::ChildEnd;
 use crate::worker::{
     Dismiss, Outcome, Progress, StartWorker, StopWorker, WorkerParts, WorkerReport,
     WorkerSupervisor,
 };
-
-/// Restarts of a WorkerSupervisor that panicked: a fault of ours, so few and slow.
-fn supervisor_restart() -> RestartPolicy {
-    RestartPolicy {
-        mode: RestartMode::Always,
-        initial: Duration::from_millis(100),
-        limit: Some(RestartLimit {
-            restarts: 3,
-            window: Duration::from_secs(60),
-        }),
-        stop_codes: Vec::new(),
-        ..RestartPolicy::default()
-    }
-}
 
 /// What RootSupervisor knows of a worker beside its place in the fleet.
 struct Worker {
@@ -91,6 +77,7 @@ pub type Outcomes = Vec<(WorkerName, Outcome)>;
 pub(crate) struct RootSupervisor {
     env: Environment,
     arbiters: Arc<Arbiters>,
+    roster: Roster,
     fleet: Fleet,
     workers: BTreeMap<WorkerName, Worker>,
     waiting: Vec<Waiter>,
@@ -106,10 +93,11 @@ struct Waiter {
 }
 
 impl RootSupervisor {
-    pub(crate) fn new(env: Environment, arbiters: Arc<Arbiters>) -> Self {
+    pub(crate) fn new(env: Environment, arbiters: Arc<Arbiters>, roster: Roster) -> Self {
         Self {
             env,
             arbiters,
+            roster,
             fleet: Fleet::default(),
             workers: BTreeMap::new(),
             waiting: Vec::new(),

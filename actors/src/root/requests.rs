@@ -12,12 +12,10 @@ use tokio::sync::oneshot;
 
 use super::{
     Facts, FleetError, FleetInput, Outcomes, Removal, RootSupervisor, Waiter, Worker, WorkerState,
-    supervisor_restart,
 };
 use crate::event::{ActorKind, EventKind};
 use crate::memory::WorkerMemory;
 use crate::plan::WorkerPlan;
-use crate::processes::Processes;
 use crate::worker::{Fault, Inject, Outcome, RestartPart, Scope};
 
 /// A worker at one moment.
@@ -190,7 +188,10 @@ impl Handler<Add> for RootSupervisor {
         let name = plan.spec.name.clone();
         let recovered = memory.is_some();
         let memory = memory.unwrap_or_default();
-        let tracker = RestartTracker::resume(supervisor_restart(), memory.supervisor.clone());
+        let tracker = RestartTracker::resume(
+            plan.spec.supervisor_restart.clone(),
+            memory.supervisor.clone(),
+        );
         let ended = memory.outcome.clone();
         self.fleet
             .add(
@@ -225,7 +226,7 @@ impl Handler<Add> for RootSupervisor {
             plan,
             address: None,
             incarnation: 0,
-            processes: Processes::default(),
+            processes: self.roster.enlist(),
             memory: WorkerMemory {
                 state: WorkerState::Stopped,
                 ..memory

@@ -6,6 +6,7 @@
 pub mod lifecycle;
 mod ports;
 
+use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
@@ -54,6 +55,8 @@ pub(crate) struct VmActor {
     timer: Option<SpawnHandle>,
     to_guest: Option<mpsc::UnboundedSender<Vec<u8>>>,
     process: Option<KillOnDrop>,
+    /// The control port once more, to be dropped by a fault; kept only where faults are allowed.
+    control: Option<StdUnixStream>,
     console: Tail,
     stderr: Tail,
     open_ports: u32,
@@ -95,6 +98,7 @@ impl VmActor {
             timer: None,
             to_guest: None,
             process: None,
+            control: None,
             console: Tail::default(),
             stderr: Tail::default(),
             open_ports: 0,
@@ -311,6 +315,9 @@ impl VmActor {
             s.set_nonblocking(true)?;
             UnixStream::from_std(s)
         };
+        if self.plan.spec.allow_faults {
+            self.control = Some(control.try_clone()?);
+        }
         let (from_guest, into_guest) = stream(control)?.into_split();
         let (frames, queued) = mpsc::unbounded_channel();
         self.to_guest = Some(frames.clone());
@@ -475,16 +482,33 @@ impl Handler<Tell> for VmActor {
     }
 }
 
-/// Kills the VMM, so that its repair can be seen.
-#[derive(Debug, Message)]
+/// Hurts the VM from outside, so that its repair can be seen.
+#[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct InjectVmmDeath;
+pub(crate) enum InjectVm {
+    /// Kill the VMM.
+    Kill,
+    /// Stop the VMM (SIGSTOP).
+    Stop,
+    /// Close the control port.
+    DropControl,
+}
 
-impl Handler<InjectVmmDeath> for VmActor {
+impl Handler<InjectVm> for VmActor {
     type Result = ();
 
-    fn handle(&mut self, _: InjectVmmDeath, ctx: &mut Self::Context) {
-        self.perform(Effect::Kill, ctx);
+    fn handle(&mut self, fault: InjectVm, _: &mut Self::Context) {
+        let hurt = match fault {
+            InjectVm::Kill => self.process.as_ref().map(|p| p.0.kill(Signal::SIGKILL)),
+            InjectVm::Stop => self.process.as_ref().map(|p| p.0.kill(Signal::SIGSTOP)),
+            InjectVm::DropControl => self
+                .control
+                .as_ref()
+                .map(|port| port.shutdown(Shutdown::Both)),
+        };
+        if let Some(Err(error)) = hurt {
+            tracing::warn!(boot = %self.boot, ?fault, %error, "failed to hurt the VM");
+        }
     }
 }
 

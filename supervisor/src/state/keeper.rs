@@ -80,6 +80,11 @@ impl FileKeeper {
         self.end(End::Clean);
     }
 
+    /// Writes what is to be remembered and ends.
+    pub(crate) fn close(&self) {
+        self.end(End::Dropped);
+    }
+
     fn end(&self, end: End) {
         self.shared.lock().end.get_or_insert(end);
         self.shared.changed.notify_one();
@@ -96,7 +101,7 @@ impl FileKeeper {
 
 impl Drop for FileKeeper {
     fn drop(&mut self) {
-        self.end(End::Dropped);
+        self.close();
     }
 }
 

@@ -70,7 +70,7 @@ impl EventLoop {
                 None => exit_of(status),
             };
             self.report = None;
-            self.explain_kill(&exit)?;
+            self.explain_kill(pid, &exit)?;
             return self.feed(Event::MainExited { pid, exit });
         }
         if self.cache_drop == Some(pid) {
@@ -90,15 +90,17 @@ impl EventLoop {
         Ok(())
     }
 
-    pub(super) fn explain_kill(&mut self, exit: &Exit) -> Result<(), LoopError> {
-        let kills = self.confinement.memory_kills();
-        if kills > self.memory_kills && *exit == (Exit::Signal { signal: 9 }) {
-            self.memory_kills = kills;
-            return self.warn(String::from(
-                "the workload used up its memory limit and was killed by the kernel",
-            ));
+    pub(super) fn explain_kill(&mut self, pid: GuestPid, exit: &Exit) -> Result<(), LoopError> {
+        let (Exit::Signal { signal: 9 }, Some(log)) = (exit, &mut self.kernel_log) else {
+            return Ok(());
+        };
+        if !log.killed_for_memory(pid) {
+            return Ok(());
         }
-        Ok(())
+        self.warn(String::from(
+            "the workload used up its memory and was killed by the guest's kernel; give it more \
+             (resources.memory) or look for a leak",
+        ))
     }
 
     pub(super) fn on_report(&mut self) -> Result<(), LoopError> {

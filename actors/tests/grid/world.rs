@@ -1,0 +1,735 @@
+//! A simulation that couples the real cores of every level: vm-init's `Supervision`, `VmLifecycle`,
+//! `Tree` and `Fleet`. Time is a number, what fails and when is a script, and nothing else decides
+//! anything. What the actors around the cores do (spawn, kill, pass on) takes fixed times here.
+//!
+//! At every start it checks what must hold in any run: no successor before its predecessor's end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use iii_actors::Outcome;
+use iii_actors::event::{ActorKind, EventKind};
+use iii_actors::root::fleet::{Fleet, FleetAction, FleetInput};
+use iii_actors::root::lifecycle::WorkerState;
+use iii_actors::spec::WorkerSpec;
+use iii_actors::tree::{Action, ChildDef, ChildEnd, Input, Tree, TreeEnd};
+use iii_actors::vm::lifecycle::{Effect, Times, VmEnd, VmInput, VmLifecycle};
+use iii_proto::PROTOCOL_VERSION;
+use iii_proto::control::{GuestMessage, HostMessage};
+use iii_proto::ids::{BootId, GuestPid, WorkerName};
+use iii_proto::restart::{Exit, RestartTracker};
+use vm_init::supervision::{Action as GuestAction, Event as GuestEvent, Supervision};
+
+/// No jitter: the middle of the spread.
+const ENTROPY: u64 = 1 << 63;
+/// What a message, a signal or an actor's start takes.
+pub(crate) const STEP: Duration = Duration::from_millis(1);
+/// From the VMM's start to `Hello`.
+pub(crate) const BOOT: Duration = Duration::from_millis(500);
+/// From SIGKILL to a reaped VMM.
+const REAP: Duration = Duration::from_millis(20);
+
+/// One run of a workload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Life {
+    /// It ends by itself with this exit code.
+    Exits(Duration, i32),
+    /// A signal ends it.
+    Signalled(Duration, i32),
+    /// Its probe fails from then on.
+    Sickens(Duration),
+    /// No process can be made of it.
+    CannotStart,
+    /// For ever.
+    Runs,
+}
+
+/// One run of a VM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum VmLife {
+    /// Its VMM is killed from outside.
+    Killed(Duration),
+    /// The guest says nothing.
+    Silent,
+    /// From then on the guest answers nothing.
+    Hangs(Duration),
+    /// As long as it is let.
+    Runs,
+}
+
+/// What a worker and its parts do, run after run; behind the end of a list they run.
+#[derive(Clone, Debug)]
+pub(crate) struct Script {
+    pub(crate) spec: WorkerSpec,
+    pub(crate) lives: Vec<Life>,
+    pub(crate) vms: Vec<VmLife>,
+    /// How long each run of an actor takes until it fails.
+    pub(crate) actors: BTreeMap<ActorKind, Vec<Duration>>,
+    /// How long each run of the WorkerSupervisor takes until it panics.
+    pub(crate) supervisors: Vec<Duration>,
+}
+
+/// A level of supervision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Workload,
+    Actor(ActorKind),
+    Supervisor,
+}
+
+pub(crate) const VM: Part = Part::Actor(ActorKind::Vm);
+
+/// What happened to a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fact {
+    Started,
+    Ended,
+    /// The worker as a whole, as users are told.
+    Outcome(Outcome),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) at: Duration,
+    pub(crate) worker: WorkerName,
+    pub(crate) part: Part,
+    pub(crate) fact: Fact,
+}
+
+/// An event of the queue. Those of a worker's tree carry its incarnation, those of a VM its life.
+#[derive(Debug)]
+enum Due {
+    Up(ActorKind, u64),
+    Down(ActorKind, u64, ChildEnd),
+    Vm(u64, VmInput),
+    HostSays(u64, HostMessage),
+    Boot(u64),
+    Hang(u64),
+    Guest(u64, GuestEvent),
+    MainEnds(u64, GuestPid, Exit),
+    SupervisorDies,
+    SupervisorReaped,
+}
+
+struct Guest {
+    core: Supervision,
+    next_pid: i32,
+    main: Option<(GuestPid, Life, Duration)>,
+    hung: bool,
+}
+
+struct Vm {
+    life: u64,
+    core: VmLifecycle,
+    boot: BootId,
+    script: VmLife,
+    guest: Option<Guest>,
+    reaping: bool,
+}
+
+struct Worker {
+    script: Script,
+    incarnation: u64,
+    tree: Option<Tree<ActorKind>>,
+    memory: BTreeMap<ActorKind, iii_proto::restart::RestartMemory>,
+    vm: Option<Vm>,
+    begun: BTreeMap<Part, usize>,
+    /// The last life of each actor.
+    lives: BTreeMap<ActorKind, u64>,
+    running: BTreeSet<Part>,
+}
+
+/// All of it.
+pub(crate) struct World {
+    pub(crate) now: Duration,
+    queue: BTreeMap<(Duration, u64), (WorkerName, u64, Due)>,
+    numbers: u64,
+    fleet: Fleet,
+    workers: BTreeMap<WorkerName, Worker>,
+    pub(crate) story: Vec<Entry>,
+}
+
+impl World {
+    /// Starts these workers at time 0.
+    pub(crate) fn new(scripts: Vec<Script>) -> Self {
+        let mut world = Self {
+            now: Duration::ZERO,
+            queue: BTreeMap::new(),
+            numbers: 0,
+            fleet: Fleet::default(),
+            workers: BTreeMap::new(),
+            story: Vec::new(),
+        };
+        let mut names = Vec::new();
+        for script in scripts {
+            let name = script.spec.name.clone();
+            let tracker = RestartTracker::new(script.spec.supervisor_restart.clone());
+            let depends_on = script.spec.depends_on.clone();
+            world
+                .fleet
+                .add(name.clone(), depends_on, tracker, None)
+                .expect("the scripts are in order");
+            world.workers.insert(
+                name.clone(),
+                Worker {
+                    script,
+                    incarnation: 0,
+                    tree: None,
+                    memory: BTreeMap::new(),
+                    vm: None,
+                    begun: BTreeMap::new(),
+                    lives: BTreeMap::new(),
+                    running: BTreeSet::new(),
+                },
+            );
+            names.push(name);
+        }
+        for name in names {
+            world.fleet(&name, FleetInput::Start);
+        }
+        world
+    }
+
+    pub(crate) fn state(&self, worker: &str) -> WorkerState {
+        let name = WorkerName::new(worker).expect("a valid name");
+        self.fleet.state(&name).expect("it is in the fleet")
+    }
+
+    /// When this part was started or ended.
+    pub(crate) fn times(&self, worker: &str, part: Part, fact: &Fact) -> Vec<Duration> {
+        self.story
+            .iter()
+            .filter(|e| e.worker.as_str() == worker && e.part == part && e.fact == *fact)
+            .map(|e| e.at)
+            .collect()
+    }
+
+    pub(crate) fn starts(&self, worker: &str, part: Part) -> usize {
+        self.times(worker, part, &Fact::Started).len()
+    }
+
+    pub(crate) fn outcome(&self, worker: &str) -> Option<Outcome> {
+        self.story.iter().rev().find_map(|e| match &e.fact {
+            Fact::Outcome(outcome) if e.worker.as_str() == worker => Some(outcome.clone()),
+            _ => None,
+        })
+    }
+
+    /// Lets time pass until `end`.
+    pub(crate) fn run(&mut self, end: Duration) {
+        loop {
+            let queued = self.queue.first_key_value().map(|(key, _)| key.0);
+            let Some(next) = queued.into_iter().chain(self.deadlines()).min() else {
+                break;
+            };
+            if next > end {
+                break;
+            }
+            self.now = self.now.max(next);
+            match self.queue.first_key_value() {
+                Some((key, _)) if key.0 <= self.now => {
+                    let (_, (name, incarnation, due)) =
+                        self.queue.pop_first().expect("it was looked at");
+                    self.take(&name, incarnation, due);
+                }
+                Some(_) | None => self.tick(),
+            }
+        }
+        self.now = end;
+    }
+
+    /// When the cores want to be woken.
+    fn deadlines(&self) -> Vec<Duration> {
+        let mut all: Vec<Duration> = self.fleet.wake_at().into_iter().collect();
+        for worker in self.workers.values() {
+            all.extend(worker.tree.as_ref().and_then(Tree::wake_at));
+            if let Some(vm) = &worker.vm {
+                all.extend(vm.core.wake_at());
+                let guest = vm.guest.as_ref().filter(|g| !g.hung);
+                all.extend(guest.and_then(|g| g.core.deadline()));
+            }
+        }
+        all
+    }
+
+    fn tick(&mut self) {
+        let now = self.now;
+        let due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
+        if due(self.fleet.wake_at()) {
+            let actions = self.fleet.tick(now);
+            self.obey_fleet(actions);
+        }
+        let names: Vec<WorkerName> = self.workers.keys().cloned().collect();
+        for name in names {
+            let worker = &self.workers[&name];
+            if due(worker.tree.as_ref().and_then(Tree::wake_at)) {
+                self.tree(&name, Input::Tick);
+            }
+            let vm = self.workers[&name].vm.as_ref();
+            if due(vm.and_then(|vm| vm.core.wake_at())) {
+                self.vm(&name, VmInput::Tick);
+            }
+            let vm = self.workers[&name].vm.as_ref();
+            let guest = vm.and_then(|vm| vm.guest.as_ref()).filter(|g| !g.hung);
+            if due(guest.and_then(|g| g.core.deadline())) {
+                self.guest(&name, GuestEvent::Timer);
+            }
+        }
+    }
+
+    fn after(&mut self, delay: Duration, name: &WorkerName, due: Due) {
+        self.numbers += 1;
+        let key = (self.now + delay, self.numbers);
+        let incarnation = self.workers[name].incarnation;
+        self.queue.insert(key, (name.clone(), incarnation, due));
+    }
+
+    fn note(&mut self, name: &WorkerName, part: Part, fact: Fact) {
+        let worker = self.workers.get_mut(name).expect("it is there");
+        match fact {
+            Fact::Started => assert!(
+                worker.running.insert(part),
+                "{:?}: {name}: {part:?} starts before its predecessor's end: {:#?}",
+                self.now,
+                self.story
+            ),
+            Fact::Ended if !worker.running.remove(&part) => return,
+            Fact::Ended | Fact::Outcome(_) => {}
+        }
+        self.story.push(Entry {
+            at: self.now,
+            worker: name.clone(),
+            part,
+            fact,
+        });
+    }
+
+    /// Counts a run of a part, from 0.
+    fn begin(&mut self, name: &WorkerName, part: Part) -> usize {
+        let worker = self.workers.get_mut(name).expect("it is there");
+        let count = worker.begun.entry(part).or_default();
+        *count += 1;
+        *count - 1
+    }
+
+    fn take(&mut self, name: &WorkerName, incarnation: u64, due: Due) {
+        let worker = self.workers.get_mut(name).expect("it is there");
+        if worker.incarnation != incarnation {
+            return;
+        }
+        let alive = |worker: &Worker, life| worker.vm.as_ref().is_some_and(|vm| vm.life == life);
+        match due {
+            Due::Up(child, life) => self.tree(name, Input::Up { child, life }),
+            Due::Down(child, life, end) => self.down(name, child, life, end),
+            Due::Vm(life, input) if alive(worker, life) => self.vm(name, input),
+            Due::Boot(life) if alive(worker, life) => self.boot(name),
+            Due::Hang(life) if alive(worker, life) => {
+                let vm = worker.vm.as_mut().expect("it was looked at");
+                if let Some(guest) = &mut vm.guest {
+                    guest.hung = true;
+                }
+            }
+            Due::HostSays(life, message) if alive(worker, life) => self.hear(name, message),
+            Due::Guest(life, event) if alive(worker, life) => self.guest(name, event),
+            Due::MainEnds(life, pid, exit) if alive(worker, life) => {
+                let vm = worker.vm.as_mut().expect("it was looked at");
+                let Some(guest) = &mut vm.guest else { return };
+                if guest.main.is_some_and(|(main, _, _)| main == pid) {
+                    guest.main = None;
+                    self.note(name, Part::Workload, Fact::Ended);
+                    self.guest(name, GuestEvent::MainExited { pid, exit });
+                }
+            }
+            // Of a VM that is gone.
+            Due::Vm(..) | Due::Boot(_) | Due::Hang(_) | Due::HostSays(..) => {}
+            Due::Guest(..) | Due::MainEnds(..) => {}
+            Due::SupervisorDies => self.supervisor_dies(name),
+            Due::SupervisorReaped => {
+                for part in std::mem::take(&mut self.workers.get_mut(name).expect("there").running)
+                {
+                    self.story.push(Entry {
+                        at: self.now,
+                        worker: name.clone(),
+                        part,
+                        fact: Fact::Ended,
+                    });
+                }
+                let cause = "it panicked".into();
+                self.fleet(name, FleetInput::SupervisorDied(Exit::Fault { cause }));
+            }
+        }
+    }
+
+    fn fleet(&mut self, name: &WorkerName, input: FleetInput) {
+        let actions = self.fleet.on(name, input, self.now, ENTROPY);
+        self.obey_fleet(actions);
+    }
+
+    fn obey_fleet(&mut self, actions: Vec<FleetAction>) {
+        for action in actions {
+            match action {
+                FleetAction::StartTree(name) => self.start_tree(&name),
+                FleetAction::StopTree { name, .. } => self.tree(&name, Input::Stop),
+                FleetAction::Ended { name, outcome } => {
+                    self.note(&name, Part::Supervisor, Fact::Outcome(outcome));
+                }
+                FleetAction::Waiting { .. } | FleetAction::Restarting { .. } => {}
+            }
+        }
+    }
+
+    fn start_tree(&mut self, name: &WorkerName) {
+        if self.workers[name].tree.is_none() {
+            let worker = self.workers.get_mut(name).expect("it is there");
+            let spec = &worker.script.spec;
+            let child = |id, requires: &[ActorKind], restart: &_| ChildDef {
+                id,
+                requires: requires.to_vec(),
+                restart: Clone::clone(restart),
+            };
+            let mut tree = Tree::new(vec![
+                child(ActorKind::Dns, &[], &spec.actor_restart),
+                child(ActorKind::NetPoll, &[], &spec.actor_restart),
+                child(ActorKind::Fs, &[], &spec.actor_restart),
+                child(ActorKind::Vm, &[ActorKind::Fs], &spec.vm_restart),
+            ]);
+            for (child, memory) in worker.memory.clone() {
+                tree.resume(child, memory);
+            }
+            worker.tree = Some(tree);
+            worker.incarnation += 1;
+            self.note(name, Part::Supervisor, Fact::Started);
+            let run = self.begin(name, Part::Supervisor);
+            let dies = self.workers[name].script.supervisors.get(run).copied();
+            if let Some(after) = dies {
+                self.after(after, name, Due::SupervisorDies);
+            }
+        }
+        self.tree(name, Input::Start);
+    }
+
+    fn supervisor_dies(&mut self, name: &WorkerName) {
+        let worker = self.workers.get_mut(name).expect("it is there");
+        worker.tree = None;
+        worker.vm = None;
+        // What was under way is of no meaning any more; what is left is killed and reaped.
+        worker.incarnation += 1;
+        self.after(REAP, name, Due::SupervisorReaped);
+    }
+
+    fn tree(&mut self, name: &WorkerName, input: Input<ActorKind>) {
+        let worker = self.workers.get_mut(name).expect("it is there");
+        let Some(tree) = &mut worker.tree else { return };
+        let actions = tree.on(input, self.now, ENTROPY);
+        worker.memory = tree.memory().collect();
+        for action in actions {
+            match action {
+                Action::Start { child, life } => self.start_child(name, child, life),
+                Action::Stop {
+                    child,
+                    life,
+                    urgent,
+                } => match child {
+                    ActorKind::Vm if urgent => self.vm(name, VmInput::Kill),
+                    ActorKind::Vm => {
+                        let grace = self.workers[name].script.spec.stop_grace;
+                        self.vm(name, VmInput::Stop { grace });
+                    }
+                    ActorKind::Dns | ActorKind::NetPoll | ActorKind::Fs => {
+                        self.after(STEP, name, Due::Down(child, life, ChildEnd::Stopped));
+                    }
+                },
+                Action::Restarting { .. } => {}
+                Action::Ended(end) => {
+                    let outcome = match end {
+                        TreeEnd::Stopped => Outcome::Stopped,
+                        TreeEnd::Done { exit, .. } => Outcome::Done(exit),
+                        TreeEnd::Failed { child, exit, .. } => {
+                            Outcome::Failed(format!("{child}: {exit}"))
+                        }
+                    };
+                    self.note(name, Part::Supervisor, Fact::Outcome(outcome.clone()));
+                    self.fleet(name, FleetInput::TreeEnded(outcome));
+                }
+            }
+        }
+    }
+
+    fn start_child(&mut self, name: &WorkerName, child: ActorKind, life: u64) {
+        let part = Part::Actor(child);
+        self.note(name, part, Fact::Started);
+        let worker = self.workers.get_mut(name).expect("it is there");
+        worker.lives.insert(child, life);
+        let run = self.begin(name, part);
+        if child == ActorKind::Vm {
+            return self.start_vm(name, life, run);
+        }
+        self.after(STEP, name, Due::Up(child, life));
+        let runs = self.workers[name].script.actors.get(&child);
+        if let Some(after) = runs.and_then(|runs| runs.get(run)).copied() {
+            let cause = "it panicked".into();
+            let end = ChildEnd::Failed(Exit::Fault { cause });
+            self.after(after, name, Due::Down(child, life, end));
+        }
+    }
+
+    fn down(&mut self, name: &WorkerName, child: ActorKind, life: u64, end: ChildEnd) {
+        let worker = &self.workers[name];
+        // Its scripted failure, after it was stopped for another's sake.
+        if worker.lives[&child] != life || !worker.running.contains(&Part::Actor(child)) {
+            return;
+        }
+        self.note(name, Part::Actor(child), Fact::Ended);
+        if child == ActorKind::Vm {
+            self.workers.get_mut(name).expect("it is there").vm = None;
+            self.note(name, Part::Workload, Fact::Ended);
+            self.fleet(name, FleetInput::WorkloadDown);
+        }
+        self.tree(name, Input::Down { child, life, end });
+    }
+
+    fn start_vm(&mut self, name: &WorkerName, life: u64, run: usize) {
+        let worker = self.workers.get_mut(name).expect("it is there");
+        let spec = &worker.script.spec;
+        let boot = BootId::from_random(run as u64 + 1);
+        let times = Times::new(spec.boot_deadline, spec.heartbeat_timeout);
+        let script = *worker.script.vms.get(run).unwrap_or(&VmLife::Runs);
+        worker.vm = Some(Vm {
+            life,
+            core: VmLifecycle::new(boot, times),
+            boot,
+            script,
+            guest: None,
+            reaping: false,
+        });
+        self.after(STEP, name, Due::Up(ActorKind::Vm, life));
+        self.vm(name, VmInput::Spawned);
+        match script {
+            VmLife::Killed(after) => {
+                self.after(BOOT, name, Due::Boot(life));
+                let exit = "SIGKILL".into();
+                self.after(after, name, Due::Vm(life, VmInput::Exited { exit }));
+            }
+            VmLife::Silent => {}
+            VmLife::Hangs(after) => {
+                self.after(BOOT, name, Due::Boot(life));
+                self.after(after, name, Due::Hang(life));
+            }
+            VmLife::Runs => self.after(BOOT, name, Due::Boot(life)),
+        }
+    }
+
+    fn vm(&mut self, name: &WorkerName, input: VmInput) {
+        let Some(vm) = &mut self.workers.get_mut(name).expect("it is there").vm else {
+            return;
+        };
+        if matches!(input, VmInput::Exited { .. }) {
+            vm.guest = None;
+            self.note(name, Part::Workload, Fact::Ended);
+        }
+        let vm = self.workers.get_mut(name).expect("there").vm.as_mut();
+        let vm = vm.expect("it was looked at");
+        let life = vm.life;
+        for effect in vm.core.on(input, self.now, 0) {
+            match effect {
+                Effect::Emit(kind) => self.tell(name, &kind),
+                Effect::Send(message) => self.after(STEP, name, Due::HostSays(life, message)),
+                Effect::Kill => self.vmm_ends(name, REAP),
+                Effect::Drain => self.after(STEP, name, Due::Vm(life, VmInput::Drained)),
+                Effect::Finish(end) => {
+                    let end = match end {
+                        VmEnd::Stopped => ChildEnd::Stopped,
+                        VmEnd::Done(exit) => ChildEnd::Done(exit),
+                        VmEnd::Failed(failure) => ChildEnd::Failed(Exit::Fault {
+                            cause: failure.cause,
+                        }),
+                    };
+                    self.after(STEP, name, Due::Down(ActorKind::Vm, life, end));
+                }
+            }
+        }
+    }
+
+    fn vmm_ends(&mut self, name: &WorkerName, after: Duration) {
+        let vm = self.workers.get_mut(name).expect("there").vm.as_mut();
+        let Some(vm) = vm.filter(|vm| !vm.reaping) else {
+            return;
+        };
+        vm.reaping = true;
+        let (life, exit) = (vm.life, "an exit".into());
+        self.after(after, name, Due::Vm(life, VmInput::Exited { exit }));
+    }
+
+    fn tell(&mut self, name: &WorkerName, kind: &EventKind) {
+        let input = match kind {
+            EventKind::WorkloadStarted { .. } => FleetInput::WorkloadStarted,
+            EventKind::WorkloadReady { .. } => FleetInput::WorkloadReady,
+            EventKind::WorkloadExited { .. } => FleetInput::WorkloadDown,
+            _ => return,
+        };
+        self.fleet(name, input);
+    }
+
+    fn boot(&mut self, name: &WorkerName) {
+        let worker = self.workers.get_mut(name).expect("it is there");
+        let spec = &worker.script.spec;
+        let Some(vm) = &mut worker.vm else { return };
+        vm.guest = Some(Guest {
+            core: Supervision::new(spec.restart.clone(), spec.health.clone(), spec.stop_grace),
+            next_pid: 100,
+            main: None,
+            hung: false,
+        });
+        let hello = GuestMessage::Hello {
+            proto: PROTOCOL_VERSION,
+            boot_id: vm.boot,
+            kernel: format!("{:?}", vm.script),
+        };
+        self.vm(name, VmInput::Guest(hello));
+        self.guest(name, GuestEvent::Boot);
+    }
+
+    fn hear(&mut self, name: &WorkerName, message: HostMessage) {
+        let vm = self.workers[name].vm.as_ref();
+        if vm.and_then(|vm| vm.guest.as_ref()).is_none_or(|g| g.hung) {
+            return;
+        }
+        match message {
+            HostMessage::Stop { grace_ms } => {
+                let grace = Duration::from_millis(grace_ms);
+                self.guest(name, GuestEvent::Stop { grace });
+            }
+            HostMessage::Heartbeat { seq, .. } => self.says(
+                name,
+                GuestMessage::Alive {
+                    seq,
+                    guest_time_unix_ns: 0,
+                },
+            ),
+            HostMessage::RestartWorkload { .. }
+            | HostMessage::Signal { .. }
+            | HostMessage::LogAck { .. }
+            | HostMessage::DropCaches
+            | HostMessage::Fault(_) => {}
+        }
+    }
+
+    fn says(&mut self, name: &WorkerName, message: GuestMessage) {
+        let life = self.workers[name].vm.as_ref().map(|vm| vm.life);
+        let life = life.expect("a guest that speaks is in a VM");
+        self.after(STEP, name, Due::Vm(life, VmInput::Guest(message)));
+    }
+
+    fn guest(&mut self, name: &WorkerName, event: GuestEvent) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let now = self.now;
+            let Some(vm) = &mut self.workers.get_mut(name).expect("there").vm else {
+                return;
+            };
+            let life = vm.life;
+            let Some(guest) = vm.guest.as_mut().filter(|g| !g.hung) else {
+                return;
+            };
+            let mut actions = Vec::new();
+            guest.core.handle(event, now, ENTROPY, &mut actions);
+            let main = guest.main;
+            for action in actions {
+                self.obey_guest(name, life, main, action);
+            }
+            let vm = self.workers.get_mut(name).expect("there").vm.as_mut();
+            let Some(guest) = vm.and_then(|vm| vm.guest.as_mut()) else {
+                return;
+            };
+            if guest.core.clearing().is_some() {
+                events.push(GuestEvent::LifeCleared);
+            } else if guest.core.flushing() {
+                events.push(GuestEvent::LogsSettled);
+            } else if guest.core.wants_start() {
+                events.extend(self.spawn(name, life));
+            }
+        }
+    }
+
+    /// In reverse: the last is taken first.
+    fn spawn(&mut self, name: &WorkerName, life: u64) -> Vec<GuestEvent> {
+        let run = self.begin(name, Part::Workload);
+        let script = *self.workers[name]
+            .script
+            .lives
+            .get(run)
+            .unwrap_or(&Life::Runs);
+        let (now, pid) = {
+            let vm = self.workers.get_mut(name).expect("there").vm.as_mut();
+            let guest = vm.and_then(|vm| vm.guest.as_mut()).expect("it wants one");
+            guest.next_pid += 1;
+            let pid = GuestPid(guest.next_pid);
+            if !matches!(script, Life::CannotStart) {
+                guest.main = Some((pid, script, self.now));
+            }
+            (self.now, pid)
+        };
+        self.note(name, Part::Workload, Fact::Started);
+        let mut ends = |after, exit| {
+            assert!(after > Duration::ZERO, "{now:?}: a life takes its time");
+            self.after(after, name, Due::MainEnds(life, pid, exit));
+        };
+        match script {
+            Life::Exits(after, code) => ends(after, Exit::Code { code }),
+            Life::Signalled(after, signal) => ends(after, Exit::Signal { signal }),
+            Life::CannotStart => {
+                self.note(name, Part::Workload, Fact::Ended);
+                let cause = "no such program".into();
+                return vec![GuestEvent::SpawnFailed { cause }];
+            }
+            Life::Sickens(_) | Life::Runs => {}
+        }
+        vec![GuestEvent::Executed, GuestEvent::Spawned { pid }]
+    }
+
+    fn obey_guest(
+        &mut self,
+        name: &WorkerName,
+        life: u64,
+        main: Option<(GuestPid, Life, Duration)>,
+        action: GuestAction,
+    ) {
+        match action {
+            GuestAction::Send(message) => self.says(name, message),
+            GuestAction::SignalGroup { pid, signal } | GuestAction::SignalMain { pid, signal } => {
+                let exit = Exit::Signal { signal };
+                self.after(STEP, name, Due::MainEnds(life, pid, exit));
+            }
+            GuestAction::KillLife { pid } => {
+                let exit = Exit::Signal { signal: 9 };
+                self.after(STEP, name, Due::MainEnds(life, pid, exit));
+            }
+            GuestAction::StartProbe => {
+                let sick = match main {
+                    Some((_, Life::Sickens(after), since)) => self.now >= since + after,
+                    Some(_) | None => false,
+                };
+                let event = if sick {
+                    let detail = "no answer".into();
+                    GuestEvent::ProbeFailed { detail }
+                } else {
+                    GuestEvent::ProbePassed
+                };
+                self.after(STEP, name, Due::Guest(life, event));
+            }
+            GuestAction::PowerOff(reason) => {
+                self.says(
+                    name,
+                    GuestMessage::PoweringOff {
+                        reason,
+                        last_log_seq: 0,
+                    },
+                );
+                self.vmm_ends(name, REAP);
+            }
+            GuestAction::TerminateStrays { .. }
+            | GuestAction::CancelProbe
+            | GuestAction::SealOutput => {}
+        }
+    }
+}
