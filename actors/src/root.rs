@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::death_watch::{Death, DeathGuard};
 use crate::event::EventKind;
+use crate::exec::{self, ExecError};
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::runtime::Arbiters;
@@ -278,6 +279,24 @@ impl RootSupervisor {
                 self.env.bus.emit(Some(&name), None, kind);
                 self.finish(&name, Outcome::Failed(reason));
             }
+        }
+    }
+}
+
+impl Handler<exec::Find> for RootSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, find: exec::Find, _: &mut Self::Context) {
+        let Some(worker) = self.workers.get(&find.worker) else {
+            let unknown = ExecError::UnknownWorker(find.worker.clone());
+            return find.answer(Err(unknown));
+        };
+        match (&worker.outcome, &worker.address) {
+            (Some(Outcome::Done(_)), _) => find.not_running("complete"),
+            (Some(Outcome::Stopped), _) => find.not_running("stopped"),
+            (Some(Outcome::Failed(_)), _) => find.not_running("failed"),
+            (None, Some(address)) => address.do_send(find),
+            (None, None) => find.not_running("between two supervisors"),
         }
     }
 }
