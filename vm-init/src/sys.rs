@@ -1,6 +1,8 @@
 //! The Linux calls that have no safe wrapper, each behind a safe function.
 #![allow(unsafe_code)]
 
+pub(crate) mod terminal;
+
 use std::ffi::{CStr, CString, c_char};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -107,6 +109,7 @@ pub struct Credentials {
 pub(crate) enum ChildStep {
     Session = 1,
     Descriptors,
+    Terminal,
     Priority,
     Limits,
     Credentials,
@@ -120,6 +123,7 @@ impl ChildStep {
         [
             Self::Session,
             Self::Descriptors,
+            Self::Terminal,
             Self::Priority,
             Self::Limits,
             Self::Credentials,
@@ -140,6 +144,8 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) stdin: BorrowedFd<'a>,
     pub(crate) stdout: BorrowedFd<'a>,
     pub(crate) stderr: BorrowedFd<'a>,
+    /// The three are a terminal, which becomes the controlling one of the child's session.
+    pub(crate) terminal: bool,
     /// Close-on-exec; one byte [`ChildStep`] and four bytes errno if a step fails.
     pub(crate) report: BorrowedFd<'a>,
     /// Born into this cgroup (clone3, CLONE_INTO_CGROUP).
@@ -230,6 +236,9 @@ unsafe fn child(plan: &ChildPlan<'_>) -> ! {
         // None of the three is below 3, since this process's own 0 to 2 are always open.
         for (from, to) in [(plan.stdin, 0), (plan.stdout, 1), (plan.stderr, 2)] {
             check(libc::dup2(from.as_raw_fd(), to), ChildStep::Descriptors);
+        }
+        if plan.terminal {
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0), ChildStep::Terminal);
         }
         if plan.reset_priority {
             check(
