@@ -47,6 +47,16 @@ pub(crate) fn set_own_nice(nice: i32) -> nix::Result<()> {
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
 }
 
+/// Makes this process one that does not take the CPU from who wakes it (SCHED_BATCH, sched(7)).
+/// Its children are ordinary ones.
+pub(crate) fn set_own_batch() -> nix::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    let policy = libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: sched_setscheduler reads a sched_param, which lives through the call; 0 is the
+    // calling process.
+    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
+}
+
 /// Sends any signal number, real-time ones included. Refuses the pids with which kill(2) means
 /// something else than one process or one group.
 pub(crate) fn kill(pid: i32, group: bool, signal: i32) -> nix::Result<()> {
