@@ -22,6 +22,7 @@ mod supervisor;
 pub mod workers_file;
 
 pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine};
+pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession};
 pub use iii_actors::spec::{self, WorkerSpec};
 pub use iii_actors::{AddError, Fault, InjectError, Outcome, Outcomes, SystemError};
 pub use prepare::{PrepareError, PrepareFault, PreparedWorker};

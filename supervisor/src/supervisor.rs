@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use iii_actors::event::{Event, EventBus, EventKind, LogLine};
+use iii_actors::exec::{ExecError, ExecRequest, ExecSession};
 use iii_actors::plan::Environment;
 use iii_actors::spec::WorkerSpec;
 use iii_actors::{ActorSystem, AddError, Fault, InjectError, Outcomes, SystemError};
@@ -248,6 +249,16 @@ impl Supervisor {
         let outcomes = self.system.idle().await;
         self.bus.emit(None, None, EventKind::SupervisorStopped);
         outcomes
+    }
+
+    /// Runs a command in a worker's guest, beside its workload. Resolves when the command runs; its
+    /// end is [`ExecSession::wait`]'s.
+    pub async fn exec(
+        &self,
+        worker: WorkerName,
+        request: ExecRequest,
+    ) -> Result<ExecSession, ExecError> {
+        self.system.exec(worker, request).await
     }
 
     /// Hurts a worker whose spec allows it, to see its repair.
