@@ -121,20 +121,28 @@ impl Actor for DnsActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
-        match resolver(&self.servers) {
-            Ok(resolver) => {
-                self.resolver = Some(Rc::new(resolver));
-                if let Some(up) = self.on_up.take() {
-                    up();
+        if let Some(up) = self.on_up.take() {
+            up();
+        }
+    }
+}
+
+impl DnsActor {
+    /// Made with the first question: a worker that asks none needs no cache. Without a resolver
+    /// the actor stops, and the dropped question answers SERVFAIL.
+    fn resolver(&mut self, ctx: &mut Context<Self>) -> Option<Rc<TokioResolver>> {
+        if self.resolver.is_none() {
+            match resolver(&self.servers) {
+                Ok(resolver) => self.resolver = Some(Rc::new(resolver)),
+                Err(error) => {
+                    self.guard.set(ChildEnd::Failed(Exit::Fault {
+                        cause: format!("failed to set up the resolver: {error}"),
+                    }));
+                    ctx.stop();
                 }
             }
-            Err(error) => {
-                self.guard.set(ChildEnd::Failed(Exit::Fault {
-                    cause: format!("failed to set up the resolver: {error}"),
-                }));
-                ctx.stop();
-            }
         }
+        self.resolver.clone()
     }
 }
 
@@ -142,8 +150,7 @@ impl Handler<Question> for DnsActor {
     type Result = ();
 
     fn handle(&mut self, Question(query): Question, ctx: &mut Self::Context) {
-        // Without one the actor is stopping, and the dropped question answers SERVFAIL.
-        let Some(resolver) = self.resolver.clone() else {
+        let Some(resolver) = self.resolver(ctx) else {
             return;
         };
         // In the context, so that a panic in it is the actor's.

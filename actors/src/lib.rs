@@ -65,6 +65,7 @@ compile_error!("iii-actors needs panic = \"unwind\": death-watch repairs actors 
 mod death_watch;
 mod dns;
 pub mod event;
+pub mod exec;
 mod fs;
 pub mod lines;
 pub mod logs;

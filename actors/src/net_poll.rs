@@ -19,7 +19,7 @@ use crate::tree::ChildEnd;
 /// A loop with work that makes no round for so long is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(3);
 /// Between two looks of the watchdog.
-const WATCH_INTERVAL: Duration = Duration::from_millis(500);
+const WATCH_INTERVAL: Duration = Duration::from_millis(1500);
 /// What a loop needs to end when it is told to; longer, and it is abandoned.
 const STOP_LIMIT: Duration = Duration::from_millis(500);
 

@@ -8,6 +8,7 @@ use actix::prelude::*;
 use iii_proto::ids::WorkerName;
 use tokio::sync::oneshot;
 
+use crate::exec::{ExecError, ExecRequest, ExecSession, Find};
 use crate::memory::WorkerMemory;
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Roster;
@@ -188,6 +189,20 @@ impl ActorSystem {
         self.root.do_send(AwaitIdle(tx));
         // Without a root there is no worker either.
         rx.await.unwrap_or_default()
+    }
+
+    /// Runs a command in a worker's guest. Resolves when it runs there.
+    pub async fn exec(
+        &self,
+        worker: WorkerName,
+        request: ExecRequest,
+    ) -> Result<ExecSession, ExecError> {
+        let (find, answer) = Find::new(worker.clone());
+        self.root.send(find).await.map_err(|_| ExecError::Ended)?;
+        // The actor that was to answer has ended: its successor comes.
+        let state = "between two VMs";
+        let gone = |_| ExecError::NotRunning { worker, state };
+        answer.await.map_err(gone)??.open(request).await
     }
 
     /// Hurts a worker whose spec allows it.

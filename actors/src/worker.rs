@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::death_watch::DeathGuard;
 use crate::dns::{DnsActor, DnsMailbox};
 use crate::event::{ActorKind, EventKind};
+use crate::exec;
 use crate::fs::{FsActor, InjectServerDeath};
 use crate::messages::{ChildDown, ChildUp, Halt, InjectPanic, OnUp};
 use crate::net_poll::{InjectLoop, Link, NetPollActor};
@@ -581,6 +582,17 @@ impl Handler<StopWorker> for WorkerSupervisor {
             self.halt(ActorKind::Vm, true);
         }
         self.on(Input::Stop, ctx);
+    }
+}
+
+impl Handler<exec::Find> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, find: exec::Find, _: &mut Self::Context) {
+        match &self.children.vm {
+            Some(vm) => vm.address.do_send(find),
+            None => find.not_running("between two VMs"),
+        }
     }
 }
 

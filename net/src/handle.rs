@@ -205,23 +205,39 @@ pub enum Health {
 pub struct Watchdog {
     limit: Duration,
     owed: Option<(u64, Instant)>,
+    nudged: Option<Instant>,
 }
 
 impl Watchdog {
     /// A loop may take up to `limit` for a round.
     pub fn new(limit: Duration) -> Self {
-        Self { limit, owed: None }
+        Self {
+            limit,
+            owed: None,
+            nudged: None,
+        }
     }
 
-    /// Looks at the loop. An idle loop is nudged, so that the next observation shows whether it
-    /// still turns.
+    /// Looks at the loop. A loop that is idle is nudged now and then, so that it shows whether it
+    /// still turns before the guest needs it; not each time, since a thousand idle workers should
+    /// cost next to nothing.
     pub fn observe(&mut self, now: Instant, handle: &NetHandle) -> Health {
         let progress = handle.progress();
         let health = self.judge(now, progress);
-        if !progress.pending && !progress.busy {
+        if !progress.pending && !progress.busy && self.nudge_is_due(now) {
             handle.nudge();
         }
         health
+    }
+
+    fn nudge_is_due(&mut self, now: Instant) -> bool {
+        let due = self
+            .nudged
+            .is_none_or(|at| now.saturating_duration_since(at) >= self.limit * 4);
+        if due {
+            self.nudged = Some(now);
+        }
+        due
     }
 
     /// The judgement alone.
@@ -249,6 +265,16 @@ impl Watchdog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_idle_loop_is_nudged_once_in_four_limits() {
+        let start = Instant::now();
+        let mut watchdog = Watchdog::new(Duration::from_secs(3));
+        let due: Vec<u64> = (0..30)
+            .filter(|s| watchdog.nudge_is_due(start + Duration::from_secs(*s)))
+            .collect();
+        assert_eq!(due, [0, 12, 24]);
+    }
 
     fn progress(ticks: u64, busy: bool, pending: bool) -> Progress {
         Progress {

@@ -78,7 +78,7 @@ pub fn decode_spec<T: Wire>(bytes: &[u8]) -> Result<T, CodecError> {
 /// Encodes one frame: prefix and payload.
 pub fn encode_frame<T: Wire>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut frame = vec![0; PREFIX];
-    frame.extend(bincode::encode_to_vec(value, config::<MAX_FRAME>())?);
+    bincode::encode_into_std_write(value, &mut frame, config::<MAX_FRAME>())?;
     let length = frame.len() - PREFIX;
     if length > MAX_FRAME {
         return Err(CodecError::TooLong {

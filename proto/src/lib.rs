@@ -1,7 +1,8 @@
 //! What the host and the guest both speak.
 //!
 //! * [`guest`]: the [`GuestSpec`](guest::GuestSpec) that tells `vm-init` what to become;
-//! * [`control`]: messages on the control port; [`log`]: frames on the log port;
+//! * [`control`]: messages on the control port; [`log`]: frames on the log port; [`exec`]: sessions
+//!   on the exec port, and their flow control;
 //! * [`vfs`]: what the supervisor and the helper `iii-vfs` say to each other;
 //! * [`shim`]: what the supervisor and the helper `iii-shim` say to each other;
 //! * [`codec`]: the only place that knows the wire format (bincode behind a length prefix);
@@ -17,6 +18,7 @@
 
 pub mod codec;
 pub mod control;
+pub mod exec;
 pub mod guest;
 pub mod ids;
 pub mod log;
@@ -24,9 +26,9 @@ pub mod restart;
 pub mod shim;
 pub mod vfs;
 
-/// Version of everything on the control and log ports. `Hello` carries it; a host refuses a guest
-/// of another version, since init and supervisor are built together.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// Version of everything on the control, log and exec ports. `Hello` carries it; a host refuses a
+/// guest of another version, since init and supervisor are built together.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Name of the virtio-serial port that carries [`control`] frames.
 pub const CONTROL_PORT: &str = "iii.control";

@@ -26,6 +26,7 @@ mod worker;
 pub mod workers_file;
 
 pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine};
+pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession};
 pub use iii_actors::spec::{self, WorkerSpec};
 pub use iii_actors::{
     AddError, Fault, InjectError, Outcome, Outcomes, RequestError, Scope, SystemError, WorkerState,

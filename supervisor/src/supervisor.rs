@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iii_actors::event::{EventBus, EventKind, LogLine};
+use iii_actors::exec::{ExecError, ExecRequest, ExecSession};
 use iii_actors::logs::LogBus;
 use iii_actors::memory::Keeper;
 use iii_actors::plan::Environment;
@@ -417,6 +418,16 @@ impl Supervisor {
         }
         self.bus.emit(None, None, EventKind::SupervisorStopped);
         outcomes
+    }
+
+    /// Runs a command in a worker's guest, beside its workload. Resolves when the command runs; its
+    /// end is [`ExecSession::wait`]'s.
+    pub async fn exec(
+        &self,
+        worker: WorkerName,
+        request: ExecRequest,
+    ) -> Result<ExecSession, ExecError> {
+        self.system.exec(worker, request).await
     }
 
     /// Hurts a worker whose spec allows it, to see its repair.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use iii_actors::exec::{ExecError, ExecRequest, ExecSession};
 use iii_actors::logs::LogBus;
 use iii_actors::{ActorSystem, RequestError, Scope, WorkerStatus};
 use iii_proto::ids::WorkerName;
@@ -87,6 +88,15 @@ impl Worker {
     /// As [`Self::start`].
     pub async fn status(&self) -> Result<WorkerStatus, RequestError> {
         self.system.status(self.name.clone()).await
+    }
+
+    /// Runs a command in its guest, beside its workload.
+    ///
+    /// # Errors
+    /// [`ExecError`] says why there is no session: the worker does not run now, the guest refused,
+    /// or there are too many sessions.
+    pub async fn exec(&self, request: ExecRequest) -> Result<ExecSession, ExecError> {
+        self.system.exec(self.name.clone(), request).await
     }
 
     /// What its workload wrote lately, and what it will. A reader that falls far behind misses

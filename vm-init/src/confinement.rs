@@ -1,15 +1,13 @@
 //! What holds a life of the workload together, so that all of it can be ended and its end seen.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 use iii_proto::ids::GuestPid;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-use nix::sys::uio::{pread, pwrite};
 use nix::unistd::Pid;
 
+use crate::cgroup::Cgroup;
 use crate::sys;
 
 const SIGKILL: i32 = 9;
@@ -25,65 +23,35 @@ pub enum Confinement {
     ProcessGroup,
 }
 
-/// The cgroup of the current life, below the one that carries the workload's limits.
-///
-/// Linux 6.12 kills at once whatever is cloned into a cgroup (CLONE_INTO_CGROUP) whose
-/// `cgroup.kill` was ever used: it compares the kill count of the parent's cgroup with that of the
-/// child's. So a cgroup that was killed is replaced by a new one.
+/// The cgroup of the current life, below the one that carries the workload's limits. A life whose
+/// cgroup was killed is followed by one with a new cgroup.
 #[derive(Debug)]
 pub struct LifeCgroup {
     limits: PathBuf,
     number: u32,
     killed: bool,
-    directory: OwnedFd,
-    events: OwnedFd,
-    kill: OwnedFd,
+    group: Cgroup,
 }
 
 impl LifeCgroup {
     /// Makes the first life's cgroup below `limits`, an absolute path.
     pub fn new(limits: PathBuf) -> nix::Result<Self> {
-        let (directory, events, kill) = make_life(&limits, 0)?;
+        let group = Cgroup::make(limits.join("life0"))?;
         Ok(Self {
             limits,
             number: 0,
             killed: false,
-            directory,
-            events,
-            kill,
+            group,
         })
     }
 
     fn replace(&mut self) -> nix::Result<()> {
-        // One that is not empty holds processes that could not be killed: it stays with them.
-        std::fs::remove_dir(life_path(&self.limits, self.number)).unwrap_or(());
+        self.group.remove();
         self.number += 1;
-        (self.directory, self.events, self.kill) = make_life(&self.limits, self.number)?;
+        self.group = Cgroup::make(self.limits.join(format!("life{}", self.number)))?;
         self.killed = false;
         Ok(())
     }
-
-    fn is_empty(&self) -> bool {
-        value_of(&self.events, "populated") == Some(0)
-    }
-}
-
-fn life_path(limits: &Path, number: u32) -> PathBuf {
-    limits.join(format!("life{number}"))
-}
-
-fn make_life(limits: &Path, number: u32) -> nix::Result<(OwnedFd, OwnedFd, OwnedFd)> {
-    let path = life_path(limits, number);
-    nix::unistd::mkdir(&path, Mode::from_bits_truncate(0o755))?;
-    Ok((
-        open_file(path.clone(), OFlag::O_RDONLY | OFlag::O_DIRECTORY)?,
-        open_file(path.join("cgroup.events"), OFlag::O_RDONLY)?,
-        open_file(path.join("cgroup.kill"), OFlag::O_WRONLY)?,
-    ))
-}
-
-fn open_file(path: PathBuf, flags: OFlag) -> nix::Result<OwnedFd> {
-    open(&path, flags | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 impl Confinement {
@@ -98,7 +66,7 @@ impl Confinement {
     /// The cgroup into which processes are born.
     pub fn cgroup(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Cgroup(cgroup) => Some(cgroup.directory.as_fd()),
+            Self::Cgroup(cgroup) => Some(cgroup.group.directory()),
             Self::ProcessGroup => None,
         }
     }
@@ -109,7 +77,7 @@ impl Confinement {
         let Self::Cgroup(cgroup) = self else {
             return;
         };
-        let path = life_path(&cgroup.limits, cgroup.number).join("cgroup.procs");
+        let path = cgroup.group.path().join("cgroup.procs");
         let processes = std::fs::read_to_string(path).unwrap_or_default();
         for process in processes.lines().filter_map(|line| line.parse().ok()) {
             let group = nix::unistd::getpgid(Some(Pid::from_raw(process)));
@@ -124,11 +92,11 @@ impl Confinement {
     pub fn kill(&mut self, pid: GuestPid) -> nix::Result<()> {
         match self {
             Self::Cgroup(cgroup) => {
-                if cgroup.is_empty() {
+                if cgroup.group.is_empty() {
                     return Ok(());
                 }
                 cgroup.killed = true;
-                pwrite(cgroup.kill.as_fd(), b"1", 0).map(drop)
+                cgroup.group.kill()
             }
             Self::ProcessGroup => match sys::kill_group_of(pid.0, SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => Ok(()),
@@ -140,18 +108,16 @@ impl Confinement {
     /// Nothing is left of that life. In a process group the dead count until they are reaped.
     pub fn is_empty(&self, pid: GuestPid) -> bool {
         match self {
-            Self::Cgroup(cgroup) => cgroup.is_empty(),
+            Self::Cgroup(cgroup) => cgroup.group.is_empty(),
             Self::ProcessGroup => sys::kill(pid.0, true, 0) == Err(Errno::ESRCH),
         }
     }
-}
 
-/// The number behind `key` in a flat keyed file of the kernel's.
-fn value_of(file: &OwnedFd, key: &str) -> Option<u64> {
-    let mut buffer = [0; 512];
-    let count = pread(file.as_fd(), &mut buffer, 0).ok()?;
-    std::str::from_utf8(&buffer[..count])
-        .ok()?
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
+    /// The cgroup with the workload's limits, below which others can be made.
+    pub fn limits(&self) -> Option<&Path> {
+        match self {
+            Self::Cgroup(cgroup) => Some(&cgroup.limits),
+            Self::ProcessGroup => None,
+        }
+    }
 }

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use iii_proto::codec::CodecError;
-use iii_proto::control::{GuestMessage, MAX_TEXT, PowerOffReason};
+use iii_proto::control::{GuestMessage, PowerOffReason};
 use iii_proto::guest::{GuestSpec, HealthCheck};
 use iii_proto::ids::GuestPid;
 use iii_proto::log::Stream;
@@ -31,16 +31,20 @@ use probes::RunningProbe;
 
 use crate::clock::{self, Discipline};
 use crate::confinement::Confinement;
+use crate::exec::{self, Exec};
 use crate::kernel_log::KernelLog;
 use crate::launch::Launcher;
 use crate::outbound::Outbound;
 use crate::output::Output;
 use crate::supervision::{Action, Event, Supervision};
 use crate::sys;
+use crate::text::cut;
 
 /// Bytes of unread control messages above which nothing is started and nothing is said that can be
 /// left out: a host that does not read must not make PID 1 grow.
 const CONTROL_HIGH_WATER: usize = 256 * 1024;
+/// Events that one wait takes at most; the rest comes with the next.
+const EVENTS_PER_WAIT: usize = 64;
 /// How long the host may take to open its end of the control port.
 const CONNECT_TIME: Duration = Duration::from_secs(20);
 
@@ -106,6 +110,7 @@ enum Token {
     Timer,
     Control,
     Log,
+    Exec,
     Stdout,
     Stderr,
     Report,
@@ -113,11 +118,12 @@ enum Token {
 }
 
 impl Token {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Signals,
         Self::Timer,
         Self::Control,
         Self::Log,
+        Self::Exec,
         Self::Stdout,
         Self::Stderr,
         Self::Report,
@@ -135,6 +141,8 @@ pub struct EventLoop {
     log: OwnedFd,
     log_out: Outbound,
     output: Output,
+    /// `None` where nobody can ask for a session: as an ordinary process.
+    exec: Option<Exec>,
     epoll: Epoll,
     signals: SignalFd,
     timer: TimerFd,
@@ -161,6 +169,7 @@ impl EventLoop {
         settings: Settings,
         control: ControlPort,
         log: OwnedFd,
+        exec: Option<Exec>,
         launcher: Launcher,
         confinement: Confinement,
     ) -> Result<Self, LoopError> {
@@ -199,6 +208,7 @@ impl EventLoop {
             log,
             log_out: Outbound::default(),
             output: Output::default(),
+            exec,
             epoll,
             signals,
             timer,
@@ -218,6 +228,9 @@ impl EventLoop {
         let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         this.watch(&this.control.fd, Token::Control, both)?;
         this.watch(&this.log, Token::Log, both)?;
+        if let Some(exec) = &this.exec {
+            this.watch(exec.port(), Token::Exec, both)?;
+        }
         Ok(this)
     }
 
@@ -233,6 +246,9 @@ impl EventLoop {
         loop {
             self.turn()?;
             if let Some(reason) = self.finished.take() {
+                if let Some(exec) = &mut self.exec {
+                    exec.kill(clock::uptime())?;
+                }
                 return Ok(Finished {
                     reason,
                     last_log_seq: self.output.last_seq(),
@@ -252,10 +268,34 @@ impl EventLoop {
         // The log first: the last output of a life is on its way before its `Exited` is. An error
         // is the host's end being closed; what is queued waits for the control port's hang-up.
         self.log_out.write_to(&self.log).unwrap_or(false);
-        if self.core.flushing() && self.log_out.is_empty() && self.output.all_acked() {
+        self.turn_exec()?;
+        if self.core.flushing()
+            && self.log_out.is_empty()
+            && self.output.all_acked()
+            && self.exec.as_ref().is_none_or(Exec::is_quiet)
+        {
             self.feed(Event::LogsSettled)?;
         }
         self.control.flush();
+        Ok(())
+    }
+
+    fn turn_exec(&mut self) -> Result<(), LoopError> {
+        let Some(exec) = &mut self.exec else {
+            return Ok(());
+        };
+        let now = clock::uptime();
+        if self.core.ending() {
+            exec.end(now)?;
+        }
+        exec.turn(&exec::Hands {
+            epoll: &self.epoll,
+            surroundings: self.launcher.surroundings(),
+            now,
+        })?;
+        for message in exec.take_warnings() {
+            self.warn(message)?;
+        }
         Ok(())
     }
 
@@ -323,7 +363,7 @@ impl EventLoop {
 
     fn warn(&mut self, message: String) -> Result<(), LoopError> {
         if self.control.out.bytes() < CONTROL_HIGH_WATER {
-            let message = text(message);
+            let message = cut(message);
             self.control.out.push(&GuestMessage::Warning { message })?;
         }
         Ok(())
@@ -331,20 +371,28 @@ impl EventLoop {
 
     fn wait(&mut self) -> Result<(), LoopError> {
         self.arm()?;
-        let busy =
-            self.output.has_work(&self.log_out) || self.control.readable || self.may_start_next();
+        let busy = self.output.has_work(&self.log_out)
+            || self.control.readable
+            || self.may_start_next()
+            || self.exec.as_ref().is_some_and(Exec::has_work);
         let timeout = if busy {
             EpollTimeout::ZERO
         } else {
             EpollTimeout::NONE
         };
-        let mut events = [EpollEvent::empty(); Token::ALL.len()];
+        let mut events = [EpollEvent::empty(); EVENTS_PER_WAIT];
         let count = match self.epoll.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(errno) => return Err(LoopError::System("wait for events", errno)),
         };
         for event in &events[..count] {
+            if event.data() >= exec::TOKENS {
+                if let Some(exec) = &mut self.exec {
+                    exec.on_event(event.data(), event.events(), clock::uptime())?;
+                }
+                continue;
+            }
             let Some(token) = Token::ALL.into_iter().find(|t| *t as u64 == event.data()) else {
                 continue;
             };
@@ -363,6 +411,9 @@ impl EventLoop {
                 if !self.control.connected && clock::uptime() >= self.connect_by {
                     return self.feed(Event::HostGone);
                 }
+                if let Some(exec) = &mut self.exec {
+                    exec.on_timer(clock::uptime())?;
+                }
                 self.feed(Event::Timer)
             }
             Token::Control => {
@@ -379,6 +430,10 @@ impl EventLoop {
                 Ok(())
             }
             Token::Log => Ok(()),
+            Token::Exec => match &mut self.exec {
+                Some(exec) => Ok(exec.on_port(flags, clock::uptime())?),
+                None => Ok(()),
+            },
             Token::Stdout => {
                 self.output.on_readable(Stream::Stdout);
                 Ok(())
@@ -394,10 +449,11 @@ impl EventLoop {
 
     fn arm(&mut self) -> Result<(), LoopError> {
         let connect = (!self.control.connected).then_some(self.connect_by);
-        let deadline = match (self.core.deadline(), connect) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let exec = self.exec.as_ref().and_then(Exec::deadline);
+        let deadline = [self.core.deadline(), connect, exec]
+            .into_iter()
+            .flatten()
+            .min();
         if deadline == self.armed {
             return Ok(());
         }
@@ -421,12 +477,4 @@ impl EventLoop {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-}
-
-/// Cuts a text to what one message may carry.
-fn text(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_TEXT));
-    }
-    text
 }

@@ -1,15 +1,10 @@
 //! Starting the workload and exec probes: everything that can be prepared is prepared once, so that
 //! a restart is two pipes and a fork.
-//!
-//! The environment is the spec's, in its order. `PATH`, `HOME`, `USER` and `LOGNAME` are added if
-//! it does not name them; nothing else is.
 
 use std::ffi::{CString, OsStr};
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use iii_proto::guest::Workload;
 use iii_proto::ids::GuestPid;
@@ -19,10 +14,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, fchown, pipe2};
 
 use crate::confinement::Confinement;
-use crate::sys::{self, CStringArray, ChildPlan, ChildStep, Credentials};
-
-/// The search path of a workload whose environment names none.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+use crate::program::{self, ChildFailure, c_strings};
+use crate::sys::{self, CStringArray, ChildPlan, Credentials};
 
 /// Why a program cannot be started.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -64,6 +57,20 @@ pub struct Identity {
     pub credentials: Option<Credentials>,
 }
 
+/// What the workload has, and what is started beside it has by default.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// As the spec gives it, before anything is added.
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) cwd: String,
+    pub(crate) identity: Identity,
+    pub(crate) open_files: Option<u64>,
+    /// This process has a nice value and out-of-memory score that its children must not have.
+    pub(crate) reset_priority: bool,
+    /// `/dev/null`, for reading and writing.
+    pub(crate) null: OwnedFd,
+}
+
 struct Program {
     name: String,
     argv: CStringArray,
@@ -75,7 +82,8 @@ impl Program {
         let name = command.first().ok_or(LaunchError::EmptyCommand)?.clone();
         Ok(Self {
             name,
-            argv: c_strings(command.iter().cloned(), "the command")?,
+            argv: c_strings(command.iter().cloned())
+                .map_err(|_| LaunchError::Nul("the command"))?,
             path: None,
         })
     }
@@ -83,10 +91,11 @@ impl Program {
     /// The file to execute; looked for until it is found, then remembered.
     fn resolve(&mut self, search: &OsStr, cwd: &Path) -> Result<&CString, LaunchError> {
         if self.path.is_none() {
-            let found = find(&self.name, search, cwd).ok_or_else(|| LaunchError::NotFound {
-                program: self.name.clone(),
-                searched: search.to_string_lossy().into_owned(),
-            })?;
+            let found =
+                program::find(&self.name, search, cwd).map_err(|_| LaunchError::NotFound {
+                    program: self.name.clone(),
+                    searched: search.to_string_lossy().into_owned(),
+                })?;
             let found = CString::new(found.into_os_string().into_encoded_bytes())
                 .map_err(|_| LaunchError::Nul("the program's path"))?;
             self.path = Some(found);
@@ -120,10 +129,7 @@ pub struct Launcher {
     env: CStringArray,
     search: std::ffi::OsString,
     cwd: CString,
-    identity: Identity,
-    open_files: Option<u64>,
-    reset_priority: bool,
-    null: OwnedFd,
+    surroundings: Surroundings,
 }
 
 impl Launcher {
@@ -135,12 +141,7 @@ impl Launcher {
         identity: Identity,
         reset_priority: bool,
     ) -> Result<Self, LaunchError> {
-        let env = environment(&workload.env, &identity);
-        let search = env
-            .iter()
-            .find(|(name, _)| name == "PATH")
-            .map_or(DEFAULT_PATH, |(_, value)| value)
-            .into();
+        let env = program::environment(&workload.env, &identity);
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(
             |errno| LaunchError::System {
                 program: workload.command.first().cloned().unwrap_or_default(),
@@ -151,35 +152,36 @@ impl Launcher {
         Ok(Self {
             workload: Program::new(&workload.command)?,
             probe: probe.map(Program::new).transpose()?,
-            env: c_strings(
-                env.iter().map(|(name, value)| format!("{name}={value}")),
-                "the environment",
-            )?,
-            search,
+            env: env
+                .strings()
+                .map_err(|_| LaunchError::Nul("the environment"))?,
+            search: env.search().into(),
             cwd: CString::new(workload.cwd.as_str())
                 .map_err(|_| LaunchError::Nul("the working directory"))?,
-            identity,
-            open_files: workload.limits.open_files,
-            reset_priority,
-            null,
+            surroundings: Surroundings {
+                env: workload.env.clone(),
+                cwd: workload.cwd.clone(),
+                identity,
+                open_files: workload.limits.open_files,
+                reset_priority,
+                null,
+            },
         })
+    }
+
+    /// What is started beside the workload has what it does not name from here.
+    pub(crate) fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
     }
 
     /// Makes the workload's process.
     pub fn start(&mut self, within: &Confinement) -> Result<(Child, OutputPipes), LaunchError> {
         let name = &self.workload.name;
         let system = |step| move |errno| system_error(name, step, errno);
-        let (stdout, stdout_write) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
-        let (stderr, stderr_write) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
-        for pipe in [&stdout, &stderr] {
-            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(system("set up a pipe"))?;
-            // The workload opens /dev/stdout and /dev/stderr anew, which asks the pipe's owner.
-            if let Some(credentials) = &self.identity.credentials {
-                let (uid, gid) = (credentials.uid, credentials.gid);
-                fchown(pipe, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-                    .map_err(system("give a pipe to the user"))?;
-            }
-        }
+        let (stdout, stdout_write) = output_pipe(&self.surroundings.identity)
+            .map_err(|(step, errno)| system(step)(errno))?;
+        let (stderr, stderr_write) = output_pipe(&self.surroundings.identity)
+            .map_err(|(step, errno)| system(step)(errno))?;
         let child = self.make(false, within, Some((&stdout_write, &stderr_write)))?;
         Ok((child, OutputPipes { stdout, stderr }))
     }
@@ -206,23 +208,23 @@ impl Launcher {
             return Err(LaunchError::EmptyCommand);
         };
         let (report, report_write) =
-            pipe2(OFlag::O_CLOEXEC).map_err(|e| system_error(&program.name, "make a pipe", e))?;
-        fcntl(&report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .map_err(|e| system_error(&program.name, "set up a pipe", e))?;
-        let (stdout, stderr) = output.unwrap_or((&self.null, &self.null));
+            report_pipe().map_err(|(step, errno)| system_error(&program.name, step, errno))?;
+        let null = &self.surroundings.null;
+        let (stdout, stderr) = output.unwrap_or((null, null));
         let pid = sys::spawn(&ChildPlan {
             path,
             argv: &program.argv,
             env: &self.env,
             cwd: &self.cwd,
-            stdin: self.null.as_fd(),
+            stdin: null.as_fd(),
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
+            terminal: false,
             report: report_write.as_fd(),
             cgroup: within.cgroup(),
-            credentials: self.identity.credentials.as_ref(),
-            open_files: self.open_files,
-            reset_priority: self.reset_priority,
+            credentials: self.surroundings.identity.credentials.as_ref(),
+            open_files: self.surroundings.open_files,
+            reset_priority: self.surroundings.reset_priority,
         })
         .map_err(|e| system_error(&program.name, "make a process", e))?;
         Ok(Child {
@@ -233,39 +235,48 @@ impl Launcher {
 
     /// Why the workload's child never became the program, by what it wrote before it ended.
     pub fn failure(&mut self, report: [u8; 5]) -> String {
-        let [step, errno @ ..] = report;
-        let errno = Errno::from_raw(i32::from_le_bytes(errno));
-        let name = &self.workload.name;
-        let path = self.workload.path.take();
-        let step = match ChildStep::from_byte(step) {
-            Some(ChildStep::Execute) => {
-                return match path {
-                    Some(path) => {
-                        execute_failure(name, Path::new(OsStr::from_bytes(path.as_bytes())), errno)
-                    }
-                    None => format!("failed to start {name:?}: {errno}"),
-                };
-            }
-            Some(ChildStep::Directory) => {
-                return format!(
-                    "failed to start {name:?}: failed to enter working directory {:?} as user {:?}: {}",
-                    self.cwd.to_string_lossy(),
-                    self.identity.name,
-                    errno.desc()
-                );
-            }
-            Some(ChildStep::Session) => "make a session",
-            Some(ChildStep::Descriptors) => "set up its output",
-            Some(ChildStep::Priority) => "reset its priority",
-            Some(ChildStep::Limits) => "set its limit of open files",
-            Some(ChildStep::Credentials) => "become its user",
-            None => "report what failed",
-        };
-        format!(
-            "failed to start {name:?}: failed to {step}: {}",
-            errno.desc()
-        )
+        let Surroundings { cwd, identity, .. } = &self.surroundings;
+        // Looked for anew at the next start: the user may have put another one in its place.
+        let path = self.workload.path.take().unwrap_or_default();
+        let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+        let why = ChildFailure::parse(report).describe(path, cwd, &identity.name);
+        format!("failed to start {:?}: {why}", self.workload.name)
     }
+}
+
+/// What was being done when a call failed.
+pub(crate) type FailedStep = (&'static str, Errno);
+
+/// A pipe for a child's output: the end for us, which does not block, and the child's.
+pub(crate) fn output_pipe(identity: &Identity) -> Result<(OwnedFd, OwnedFd), FailedStep> {
+    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| ("make a pipe", errno))?;
+    prepare_pipe(&ours, identity)?;
+    Ok((ours, theirs))
+}
+
+/// A pipe for a child's input: the child's end, and the one for us, which does not block.
+pub(crate) fn input_pipe(identity: &Identity) -> Result<(OwnedFd, OwnedFd), FailedStep> {
+    let (theirs, ours) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| ("make a pipe", errno))?;
+    prepare_pipe(&ours, identity)?;
+    Ok((theirs, ours))
+}
+
+fn prepare_pipe(ours: &OwnedFd, identity: &Identity) -> Result<(), FailedStep> {
+    fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| ("set up a pipe", e))?;
+    // A program opens /dev/stdout and /dev/stderr anew, which asks the pipe's owner.
+    if let Some(credentials) = &identity.credentials {
+        let (uid, gid) = (credentials.uid, credentials.gid);
+        fchown(ours, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(|errno| ("give a pipe to the user", errno))?;
+    }
+    Ok(())
+}
+
+/// The pipe through which a child tells what kept it from becoming its program.
+pub(crate) fn report_pipe() -> Result<(OwnedFd, OwnedFd), FailedStep> {
+    let (report, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| ("make a pipe", errno))?;
+    fcntl(&report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| ("set up a pipe", e))?;
+    Ok((report, write))
 }
 
 fn system_error(program: &str, step: &'static str, errno: Errno) -> LaunchError {
@@ -273,159 +284,5 @@ fn system_error(program: &str, step: &'static str, errno: Errno) -> LaunchError 
         program: program.to_owned(),
         step,
         errno,
-    }
-}
-
-/// What execve's terse errors mean for a file that exists.
-fn execute_failure(name: &str, path: &Path, errno: Errno) -> String {
-    let shown = path.display();
-    match errno {
-        Errno::ENOENT if path.exists() => match interpreter(path) {
-            Some(interpreter) => format!(
-                "failed to start {name:?}: the interpreter {interpreter:?} that {shown} names does \
-                 not exist in the guest"
-            ),
-            None => format!(
-                "failed to start {name:?}: the dynamic loader of {shown} does not exist in the \
-                 guest (built for another libc?)"
-            ),
-        },
-        Errno::ENOEXEC => format!(
-            "failed to start {name:?}: {shown} is neither a program for this machine nor a script \
-             with a #! line"
-        ),
-        Errno::EACCES => {
-            format!("failed to start {name:?}: {shown} may not be executed by the workload's user")
-        }
-        errno => format!("failed to start {name:?}: {shown}: {}", errno.desc()),
-    }
-}
-
-/// The program that a script's first line names.
-fn interpreter(path: &Path) -> Option<String> {
-    let mut head = [0; 256];
-    let count = std::fs::File::open(path).ok()?.read(&mut head).ok()?;
-    parse_interpreter(&head[..count])
-}
-
-/// The program in a `#!` line, if `head` begins with one.
-pub fn parse_interpreter(head: &[u8]) -> Option<String> {
-    let line = head.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;
-    let line = String::from_utf8_lossy(line);
-    line.split_whitespace().next().map(str::to_owned)
-}
-
-fn find(name: &str, search: &OsStr, cwd: &Path) -> Option<PathBuf> {
-    if name.contains('/') {
-        // As execve would: relative to the directory in which the workload starts.
-        let path = cwd.join(name);
-        return path.exists().then_some(path);
-    }
-    search
-        .as_bytes()
-        .split(|&b| b == b':')
-        .map(|dir| match dir {
-            // POSIX: an empty entry is the current directory.
-            b"" => cwd.join(name),
-            dir => cwd.join(OsStr::from_bytes(dir)).join(name),
-        })
-        .find(|path| {
-            path.metadata()
-                .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
-        })
-}
-
-fn environment(given: &[(String, String)], identity: &Identity) -> Vec<(String, String)> {
-    let mut env = given.to_vec();
-    for (name, value) in [
-        ("PATH", DEFAULT_PATH),
-        ("HOME", identity.home.as_str()),
-        ("USER", identity.name.as_str()),
-        ("LOGNAME", identity.name.as_str()),
-    ] {
-        if !given.iter().any(|(given, _)| given == name) {
-            env.push((name.to_owned(), value.to_owned()));
-        }
-    }
-    env
-}
-
-fn c_strings(
-    strings: impl Iterator<Item = String>,
-    what: &'static str,
-) -> Result<CStringArray, LaunchError> {
-    strings
-        .map(CString::new)
-        .collect::<Result<Vec<_>, _>>()
-        .map(CStringArray::new)
-        .map_err(|_| LaunchError::Nul(what))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn identity() -> Identity {
-        Identity {
-            name: String::from("worker"),
-            home: String::from("/home/worker"),
-            credentials: None,
-        }
-    }
-
-    #[test]
-    fn the_environment_is_the_specs_and_only_what_is_missing_is_added() {
-        let given = [("HOME".into(), "/srv".into()), ("A".into(), "b".into())];
-        let env = environment(&given, &identity());
-        let env: Vec<String> = env.iter().map(|(n, v)| format!("{n}={v}")).collect();
-        assert_eq!(
-            env,
-            [
-                "HOME=/srv".to_owned(),
-                "A=b".to_owned(),
-                format!("PATH={DEFAULT_PATH}"),
-                "USER=worker".to_owned(),
-                "LOGNAME=worker".to_owned(),
-            ]
-        );
-    }
-
-    #[test]
-    fn programs_are_found_in_path_order_and_only_if_executable() {
-        let dir = tempfile::tempdir().unwrap();
-        for (sub, mode) in [("a", 0o644), ("b", 0o755)] {
-            let path = dir.path().join(sub);
-            std::fs::create_dir(&path).unwrap();
-            std::fs::write(path.join("prog"), "").unwrap();
-            std::fs::set_permissions(path.join("prog"), PermissionsExt::from_mode(mode)).unwrap();
-        }
-        let search = OsStr::new("a:b:c");
-        assert_eq!(
-            find("prog", search, dir.path()),
-            Some(dir.path().join("b/prog"))
-        );
-        assert_eq!(find("other", search, dir.path()), None);
-        assert_eq!(
-            find("./a/prog", search, dir.path()),
-            Some(dir.path().join("./a/prog"))
-        );
-    }
-
-    #[test]
-    fn a_missing_interpreter_is_named() {
-        let dir = tempfile::tempdir().unwrap();
-        let script = dir.path().join("run");
-        std::fs::write(&script, "#! /no/such/python3 -u\nprint()").unwrap();
-        let message = execute_failure("run", &script, Errno::ENOENT);
-        assert!(message.contains("\"/no/such/python3\""), "{message}");
-    }
-
-    proptest! {
-        #[test]
-        fn any_head_of_a_file_is_survived(head in prop::collection::vec(any::<u8>(), 0..300)) {
-            let named = parse_interpreter(&head);
-            prop_assert!(named.is_none() || head.starts_with(b"#!"));
-        }
     }
 }

@@ -4,7 +4,8 @@
 //!   [`health`] and [`clock`] are its pure parts.
 //! * [`event_loop`]: one thread, one epoll loop over signals, a timer, the virtio-serial ports and
 //!   the workload's pipes; it feeds the core and does what the core orders. [`launch`],
-//!   [`confinement`], [`output`], [`outbound`] and [`probe`] are its hands.
+//!   [`confinement`], [`output`], [`outbound`] and [`probe`] are its hands. [`exec`] runs commands
+//!   beside the workload in the same loop.
 //! * [`boot`]: from the kernel's `/init` to a prepared workload: mounts, root overlay, network,
 //!   users, cgroup.
 //! * [`pid1`] is the guest's entry; [`plain`] runs the same supervision as an ordinary process.
@@ -15,9 +16,11 @@
 #![deny(unsafe_code)]
 
 pub mod boot;
+mod cgroup;
 pub mod clock;
 pub mod confinement;
 pub mod event_loop;
+pub mod exec;
 pub mod health;
 pub mod kernel_log;
 pub mod launch;
@@ -26,8 +29,10 @@ pub mod output;
 pub mod pid1;
 pub mod plain;
 pub mod probe;
+pub mod program;
 pub mod supervision;
 mod sys;
+mod text;
 
 pub use sys::Credentials;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use iii_proto::control::{BootStage, GuestMessage, PowerOffReason};
 use iii_proto::guest::{GuestSpec, Probe};
-use iii_proto::{CONTROL_PORT, GUEST_SPEC_PATH, LOG_PORT, PROTOCOL_VERSION};
+use iii_proto::{CONTROL_PORT, EXEC_PORT, GUEST_SPEC_PATH, LOG_PORT, PROTOCOL_VERSION};
 use nix::fcntl::{OFlag, open};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::stat::Mode;
@@ -15,6 +15,7 @@ use crate::boot::{cgroup, early, network, ports, root, spec, users};
 use crate::clock;
 use crate::confinement::Confinement;
 use crate::event_loop::{ControlPort, EventLoop, Finished, Settings};
+use crate::exec::Exec;
 use crate::launch::Launcher;
 use crate::sys;
 
@@ -42,7 +43,8 @@ fn guest() -> Result<(), String> {
         .and_then(|()| early::open_standard_descriptors())
         .and_then(|()| early::protect_self());
     begun.map_err(|error| error.to_string())?;
-    let [control, log] = ports::open_all([CONTROL_PORT, LOG_PORT]).map_err(|e| e.to_string())?;
+    let [control, log, exec] =
+        ports::open_all([CONTROL_PORT, LOG_PORT, EXEC_PORT]).map_err(|e| e.to_string())?;
     let init_at = clock::uptime();
     let mut control = ControlPort::new(control);
     let spec = match spec::take(GUEST_SPEC_PATH) {
@@ -52,7 +54,7 @@ fn guest() -> Result<(), String> {
     let greeted = greet(&mut control, &spec, init_at);
     let stages = greeted.map_err(|error| (BootStage::SpecRead, error));
     match stages.and_then(|()| boot(&mut control, &spec)) {
-        Ok(booted) => supervise(control, log, spec, booted),
+        Ok(booted) => supervise(control, log, exec, spec, booted),
         Err((stage, message)) => Err(fail(control, stage, message)),
     }
 }
@@ -164,11 +166,20 @@ fn check_directory(cwd: &str) -> Result<(), String> {
 fn supervise(
     control: ControlPort,
     log: OwnedFd,
+    exec: OwnedFd,
     spec: GuestSpec,
     booted: Booted,
 ) -> Result<(), String> {
     let settings = Settings::of(&spec, true);
-    let finished = EventLoop::new(settings, control, log, booted.launcher, booted.confinement)
+    let Booted {
+        launcher,
+        confinement,
+        disk,
+    } = booted;
+    let exec = confinement
+        .limits()
+        .map(|limits| Exec::new(exec, limits.to_owned()));
+    let finished = EventLoop::new(settings, control, log, exec, launcher, confinement)
         .and_then(EventLoop::run);
     let Finished {
         reason,
@@ -176,7 +187,7 @@ fn supervise(
         last_log_seq,
     } = finished.map_err(|error| error.to_string())?;
     nix::unistd::sync();
-    if let Some(disk) = &booted.disk
+    if let Some(disk) = &disk
         && let Err(error) = root::close_disk(disk)
     {
         let message = error.to_string();

@@ -1,6 +1,6 @@
 //! vm-init as an ordinary process: the same loop and the same workload handling, with a process
-//! group in place of a cgroup, on two inherited sockets. It boots nothing, changes no user, and
-//! touches neither clock nor caches. The supervisor benchmark runs it beside other supervisors.
+//! group in place of a cgroup, on two inherited sockets. It boots nothing, changes no user, runs no
+//! exec sessions, and touches neither clock nor caches. The supervisor benchmark runs it beside other supervisors.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -92,7 +92,15 @@ pub fn run(spec: &Path, control: i32, log: i32) -> Result<PowerOffReason, PlainE
         reason,
         mut control,
         last_log_seq,
-    } = EventLoop::new(settings, control, log, launcher, Confinement::ProcessGroup)?.run()?;
+    } = EventLoop::new(
+        settings,
+        control,
+        log,
+        None,
+        launcher,
+        Confinement::ProcessGroup,
+    )?
+    .run()?;
     control.last_word(reason.clone(), last_log_seq)?;
     Ok(reason)
 }

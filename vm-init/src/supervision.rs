@@ -233,6 +233,22 @@ impl Supervision {
         }
     }
 
+    /// The guest is on its way to its end.
+    pub fn ending(&self) -> bool {
+        match &self.state {
+            State::Stopping { purpose, .. } => match purpose {
+                Purpose::PowerOff | Purpose::HostGone => true,
+                Purpose::Restart | Purpose::Unhealthy => false,
+            },
+            State::Clearing { next, .. } => match next {
+                Next::PowerOff(_) => true,
+                Next::Start { .. } => false,
+            },
+            State::Flushing { .. } | State::Off => true,
+            State::Fresh | State::Starting | State::Running { .. } | State::Backoff { .. } => false,
+        }
+    }
+
     /// [`Event::LogsSettled`] is awaited.
     pub fn flushing(&self) -> bool {
         matches!(self.state, State::Flushing { .. })

@@ -1,6 +1,8 @@
 //! The Linux calls that have no safe wrapper, each behind a safe function.
 #![allow(unsafe_code)]
 
+pub(crate) mod terminal;
+
 use std::ffi::{CStr, CString, c_char};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -43,6 +45,16 @@ pub(crate) fn credit_entropy(random: &OwnedFd, seed: &[u8; 32]) -> nix::Result<(
 pub(crate) fn set_own_nice(nice: i32) -> nix::Result<()> {
     // SAFETY: setpriority takes plain numbers; 0 is the calling process.
     Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
+/// Makes this process one that does not take the CPU from who wakes it (SCHED_BATCH, sched(7)).
+/// Its children are ordinary ones.
+pub(crate) fn set_own_batch() -> nix::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    let policy = libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: sched_setscheduler reads a sched_param, which lives through the call; 0 is the
+    // calling process.
+    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
 }
 
 /// Sends any signal number, real-time ones included. Refuses the pids with which kill(2) means
@@ -123,6 +135,7 @@ pub struct Credentials {
 pub(crate) enum ChildStep {
     Session = 1,
     Descriptors,
+    Terminal,
     Priority,
     Limits,
     Credentials,
@@ -136,6 +149,7 @@ impl ChildStep {
         [
             Self::Session,
             Self::Descriptors,
+            Self::Terminal,
             Self::Priority,
             Self::Limits,
             Self::Credentials,
@@ -156,6 +170,8 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) stdin: BorrowedFd<'a>,
     pub(crate) stdout: BorrowedFd<'a>,
     pub(crate) stderr: BorrowedFd<'a>,
+    /// The three are a terminal, which becomes the controlling one of the child's session.
+    pub(crate) terminal: bool,
     /// Close-on-exec; one byte [`ChildStep`] and four bytes errno if a step fails.
     pub(crate) report: BorrowedFd<'a>,
     /// Born into this cgroup (clone3, CLONE_INTO_CGROUP).
@@ -258,6 +274,9 @@ unsafe fn child(plan: &ChildPlan<'_>, parent: libc::pid_t) -> ! {
         // None of the three is below 3, since this process's own 0 to 2 are always open.
         for (from, to) in [(plan.stdin, 0), (plan.stdout, 1), (plan.stderr, 2)] {
             check(libc::dup2(from.as_raw_fd(), to), ChildStep::Descriptors);
+        }
+        if plan.terminal {
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0), ChildStep::Terminal);
         }
         if plan.reset_priority {
             check(

@@ -14,6 +14,7 @@ use super::{
     Facts, FleetError, FleetInput, Outcomes, Removal, RootSupervisor, Waiter, Worker, WorkerState,
 };
 use crate::event::{ActorKind, EventKind};
+use crate::exec::{self, ExecError};
 use crate::memory::WorkerMemory;
 use crate::plan::WorkerPlan;
 use crate::worker::{Fault, Inject, Outcome, RestartPart, Scope};
@@ -463,6 +464,44 @@ impl Handler<QueryStatuses> for RootSupervisor {
                 .filter_map(|name| self.status(name))
                 .collect(),
         )
+    }
+}
+
+impl Handler<exec::Find> for RootSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, find: exec::Find, _: &mut Self::Context) {
+        let (worker, state) = match (self.workers.get(&find.worker), self.known(&find.worker)) {
+            (Some(worker), Ok(state)) => (worker, state),
+            _ => {
+                let unknown = ExecError::UnknownWorker(find.worker.clone());
+                return find.answer(Err(unknown));
+            }
+        };
+        match (state, &worker.address) {
+            (WorkerState::Done, _) => find.not_running("complete"),
+            (WorkerState::Stopped, _) => find.not_running("stopped"),
+            (WorkerState::Failed, _) => find.not_running("failed"),
+            (WorkerState::Waiting, _) => find.not_running("waiting for others"),
+            (
+                WorkerState::Starting
+                | WorkerState::Started
+                | WorkerState::Ready
+                | WorkerState::Repairing
+                | WorkerState::Stopping
+                | WorkerState::Replacing,
+                Some(address),
+            ) => address.do_send(find),
+            (
+                WorkerState::Starting
+                | WorkerState::Started
+                | WorkerState::Ready
+                | WorkerState::Repairing
+                | WorkerState::Stopping
+                | WorkerState::Replacing,
+                None,
+            ) => find.not_running("between two supervisors"),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use iii_proto::codec::encode_frame;
 use iii_proto::control::{GuestFault, GuestMessage, HostMessage};
 use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
-use iii_proto::{CONTROL_PORT, LOG_PORT};
+use iii_proto::{CONTROL_PORT, EXEC_PORT, LOG_PORT};
 use iii_vfs::launch::VhostDevice;
 use iii_vmm::process::{ChildExit, KillOnDrop, Stdio};
 use iii_vmm::vmm::{VmExport, VmLaunch, VmNetwork, VmPort};
@@ -31,6 +31,7 @@ use self::lifecycle::{Effect, Times, VmEnd, VmInput, VmLifecycle};
 use self::ports::Port;
 use crate::death_watch::DeathGuard;
 use crate::event::{ActorKind, EventKind};
+use crate::exec::{self, ExecOwner, ExecPort};
 use crate::fs::{FsActor, Serve};
 use crate::messages::{Halt, InjectPanic, OnUp};
 use crate::plan::{Environment, WorkerPlan};
@@ -54,6 +55,7 @@ pub(crate) struct VmActor {
     lifecycle: VmLifecycle,
     timer: Option<SpawnHandle>,
     to_guest: Option<mpsc::UnboundedSender<Vec<u8>>>,
+    exec: Option<ExecOwner>,
     process: Option<KillOnDrop>,
     /// The control port once more, to be dropped by a fault; kept only where faults are allowed.
     control: Option<StdUnixStream>,
@@ -97,6 +99,7 @@ impl VmActor {
             fs: parts.fs,
             timer: None,
             to_guest: None,
+            exec: None,
             process: None,
             control: None,
             console: Tail::default(),
@@ -228,6 +231,7 @@ impl VmActor {
         let (console, vmm_console) = StdUnixStream::pair().map_err(socket)?;
         let (control, vmm_control) = StdUnixStream::pair().map_err(socket)?;
         let (log, vmm_log) = StdUnixStream::pair().map_err(socket)?;
+        let (exec, vmm_exec) = StdUnixStream::pair().map_err(socket)?;
         let spec = &self.plan.spec;
         let launch = VmLaunch {
             worker: spec.name.clone(),
@@ -245,6 +249,10 @@ impl VmActor {
                 VmPort {
                     name: LOG_PORT.into(),
                     fd: vmm_log.into(),
+                },
+                VmPort {
+                    name: EXEC_PORT.into(),
+                    fd: vmm_exec.into(),
                 },
             ],
             network: self.link.take().map(|fd| VmNetwork {
@@ -292,6 +300,7 @@ impl VmActor {
         });
         self.process = Some(KillOnDrop(process));
         self.listen([console, stderr], control, log, ctx)
+            .and_then(|()| self.listen_to_exec(exec, ctx))
             .map_err(socket)
     }
 
@@ -351,6 +360,32 @@ impl VmActor {
         Ok(())
     }
 
+    fn listen_to_exec(
+        &mut self,
+        exec: StdUnixStream,
+        ctx: &mut Context<Self>,
+    ) -> std::io::Result<()> {
+        exec.set_nonblocking(true)?;
+        let (from_guest, into_guest) = UnixStream::from_std(exec)?.into_split();
+        let (frames, queued) = mpsc::unbounded_channel();
+        let port = ExecPort::new(frames);
+        self.exec = Some(ExecOwner(port.clone()));
+        // Tasks of their own: bytes that pass by do not wake this actor. Both end with the port.
+        actix_rt::spawn(ports::write(into_guest, queued));
+        let reading = actix_rt::spawn(exec::read(from_guest, port));
+        ctx.spawn(
+            actix::fut::wrap_future::<_, Self>(reading).map(|result, actor, ctx| {
+                let broken = match result {
+                    Ok(broken) => broken,
+                    Err(error) => Some(format!("its reader ended: {error}")),
+                };
+                actor.port_closed(Port::Exec, broken, ctx);
+            }),
+        );
+        self.open_ports += 1;
+        Ok(())
+    }
+
     fn port_closed(&mut self, port: Port, broken: Option<String>, ctx: &mut Context<Self>) {
         self.open_ports = self.open_ports.saturating_sub(1);
         let cause = broken.map(|cause| {
@@ -361,6 +396,13 @@ impl VmActor {
             Port::Control => self.on(VmInput::PortBroken { cause }, ctx),
             // A log that is closed without a fault is noticed by the VMM's end.
             Port::Log if cause.is_some() => self.on(VmInput::PortBroken { cause }, ctx),
+            // The workload goes on; what is lost is told to whom it concerns.
+            Port::Exec => {
+                if let Some(cause) = cause {
+                    let message = format!("{cause}; it runs no commands until its VM is new");
+                    self.emit(EventKind::Warning { message });
+                }
+            }
             Port::Log | Port::Console | Port::Stderr => {}
         }
         self.check_drained(ctx);
@@ -479,6 +521,22 @@ impl Handler<Tell> for VmActor {
             },
             Tell::Fault(fault) => HostMessage::Fault(fault),
         });
+    }
+}
+
+impl Handler<exec::Find> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, find: exec::Find, _: &mut Self::Context) {
+        use lifecycle::State;
+        match (self.lifecycle.state(), &self.exec) {
+            (State::Running, Some(exec)) => find.answer(Ok(exec.0.clone())),
+            (State::Launching | State::Booting | State::Running, _) => find.not_running("booting"),
+            (State::Stopping | State::PoweringOff, _) => find.not_running("stopping"),
+            (State::Killed | State::Draining | State::Ended, _) => {
+                find.not_running("between two VMs");
+            }
+        }
     }
 }
 

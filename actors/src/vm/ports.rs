@@ -21,6 +21,7 @@ use crate::logs::LogBus;
 pub(super) enum Port {
     Control,
     Log,
+    Exec,
     Console,
     Stderr,
 }
@@ -30,6 +31,7 @@ impl std::fmt::Display for Port {
         f.write_str(match self {
             Self::Control => "control",
             Self::Log => "log",
+            Self::Exec => "exec",
             Self::Console => "console",
             Self::Stderr => "standard error",
         })

@@ -12,5 +12,5 @@ fuzz_target!(|bytes: &[u8]| {
     for entry in group_entries(&text) {
         entry.has("worker");
     }
-    vm_init::launch::parse_interpreter(bytes);
+    vm_init::program::parse_interpreter(bytes);
 });

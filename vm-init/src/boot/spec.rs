@@ -65,6 +65,7 @@ mod tests {
     #[test]
     fn a_short_spec_is_an_error() {
         assert!(matches!(decode(&[]), Err(SpecError::Decode(_))));
-        assert!(matches!(decode(&[1, 0, 0, 0]), Err(SpecError::Decode(_))));
+        let version = iii_proto::PROTOCOL_VERSION.to_le_bytes();
+        assert!(matches!(decode(&version), Err(SpecError::Decode(_))));
     }
 }

@@ -2,8 +2,8 @@
 //! a static binary has no working getpwnam(3).
 
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use iii_proto::guest::GuestUser;
@@ -13,6 +13,8 @@ use crate::sys::Credentials;
 
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
+/// Most bytes of either file; see `read_file`.
+const MAX_FILE: u64 = 8 * 1024 * 1024;
 
 /// Why the workload's user is not known.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +122,11 @@ fn identity(name: String, home: String, uid: u32, gid: u32, groups: Vec<u32>) ->
         home,
         credentials: Some(Credentials { uid, gid, groups }),
     }
+}
+
+/// A user by `name`, `name:group`, `uid` or `uid:gid`, as the guest's files have it now.
+pub fn named(text: &str) -> Result<Identity, UserError> {
+    find_named(&read(PASSWD)?, &read(GROUP)?, text)
 }
 
 /// `name`, `uid`, `name:group` or numbers, with the meaning that image formats give `USER`: a uid
@@ -245,11 +252,28 @@ fn make_home(home: &Path, uid: u32, gid: u32) -> Result<Option<String>, UserErro
 }
 
 fn read(path: &str) -> Result<String, UserError> {
-    match fs::read(path) {
+    match read_file(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(UserError::File("read", path.to_owned(), error)),
     }
+}
+
+/// Reads a file that root of the guest may have put in another's place while it runs: a pipe would
+/// keep PID 1 waiting for ever, and one without an end would fill its memory.
+fn read_file(path: &str) -> std::io::Result<Vec<u8>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.len() > MAX_FILE {
+        let what = format!("it is no file of at most {MAX_FILE} bytes");
+        return Err(std::io::Error::new(ErrorKind::InvalidData, what));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -339,6 +363,15 @@ mod tests {
         assert_eq!(make_home(&home, own, group).unwrap(), None);
         assert!(home.is_dir());
         assert_eq!(make_home(&home, own, group).unwrap(), None);
+    }
+
+    #[test]
+    fn a_pipe_in_a_files_place_is_refused_and_does_not_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("passwd");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = read(path.to_str().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("no file"), "{error}");
     }
 
     proptest! {

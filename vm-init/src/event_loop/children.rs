@@ -6,9 +6,11 @@ use nix::sys::epoll::EpollFlags;
 use nix::sys::signal::Signal;
 
 use super::probes::RunningProbe;
-use super::{CONTROL_HIGH_WATER, EventLoop, LoopError, Token, text};
+use super::{CONTROL_HIGH_WATER, EventLoop, LoopError, Token};
+use crate::clock;
 use crate::supervision::Event;
 use crate::sys;
+use crate::text::cut;
 
 impl EventLoop {
     /// One start per turn, so that a policy without any delay cannot starve the ports.
@@ -36,7 +38,7 @@ impl EventLoop {
                 self.feed(Event::Spawned { pid: child.pid })
             }
             Err(error) => self.feed(Event::SpawnFailed {
-                cause: text(error.to_string()),
+                cause: cut(error.to_string()),
             }),
         }
     }
@@ -65,13 +67,18 @@ impl EventLoop {
             self.on_report()?;
             let exit = match self.start_failure.take() {
                 Some(report) => Exit::Fault {
-                    cause: text(self.launcher.failure(report)),
+                    cause: cut(self.launcher.failure(report)),
                 },
                 None => exit_of(status),
             };
             self.report = None;
             self.explain_kill(pid, &exit)?;
             return self.feed(Event::MainExited { pid, exit });
+        }
+        if let Some(exec) = &mut self.exec
+            && exec.on_child_end(pid, exit_of(status), clock::uptime())?
+        {
+            return Ok(());
         }
         if self.cache_drop == Some(pid) {
             self.cache_drop = None;

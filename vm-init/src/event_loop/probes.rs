@@ -4,10 +4,11 @@ use iii_proto::guest::Probe;
 use iii_proto::ids::GuestPid;
 use nix::sys::epoll::EpollFlags;
 
-use super::{EventLoop, LoopError, Token, text};
+use super::{EventLoop, LoopError, Token};
 use crate::probe::{Progress, SocketProbe};
 use crate::supervision::Event;
 use crate::sys;
+use crate::text::cut;
 
 pub(super) enum RunningProbe {
     Exec { pid: GuestPid },
@@ -41,7 +42,7 @@ impl EventLoop {
                 Ok(())
             }
             Err(detail) => self.feed(Event::ProbeFailed {
-                detail: text(detail),
+                detail: cut(detail),
             }),
         }
     }
@@ -63,7 +64,7 @@ impl EventLoop {
             }
             Progress::Passed => self.feed(Event::ProbePassed)?,
             Progress::Failed(detail) => self.feed(Event::ProbeFailed {
-                detail: text(detail),
+                detail: cut(detail),
             })?,
         }
         Ok(())

@@ -15,7 +15,7 @@ use iii_integration::{binaries, worker_name};
 use iii_net::config::{DEFAULT_MTU, GUEST_MAC};
 use iii_proto::ids::BootId;
 use iii_proto::vfs::VfsExport;
-use iii_proto::{CONTROL_PORT, LOG_PORT};
+use iii_proto::{CONTROL_PORT, EXEC_PORT, LOG_PORT};
 use iii_vfs::launch::VfsLaunch;
 use iii_vmm::host::Acceleration;
 use iii_vmm::process::ChildSpec;
@@ -96,6 +96,7 @@ impl Bare {
         let (console, vmm_console) = UnixStream::pair().map_err(io)?;
         let (_control, vmm_control) = UnixStream::pair().map_err(io)?;
         let (_log, vmm_log) = UnixStream::pair().map_err(io)?;
+        let (_exec, vmm_exec) = UnixStream::pair().map_err(io)?;
         let (_host, guest) = iii_net::link_pair().map_err(io)?;
         let port = |name: &str, fd: UnixStream| VmPort {
             name: name.into(),
@@ -111,7 +112,11 @@ impl Bare {
                 kernel: self.kernel.clone(),
                 initrd,
                 console: vmm_console.into(),
-                ports: vec![port(CONTROL_PORT, vmm_control), port(LOG_PORT, vmm_log)],
+                ports: vec![
+                    port(CONTROL_PORT, vmm_control),
+                    port(LOG_PORT, vmm_log),
+                    port(EXEC_PORT, vmm_exec),
+                ],
                 network: Some(VmNetwork {
                     fd: guest,
                     mac: GUEST_MAC,

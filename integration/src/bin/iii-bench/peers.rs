@@ -82,10 +82,8 @@ impl Drop for Contestant {
         // Each ends its child at SIGTERM; what is left of ours ends with its control port.
         if let Ok(pid) = i32::try_from(self.process.id()) {
             let pid = nix::unistd::Pid::from_raw(pid);
-            drop(nix::sys::signal::kill(
-                pid,
-                nix::sys::signal::Signal::SIGTERM,
-            ));
+            // An error means that it has ended by itself.
+            nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap_or(());
         }
         drop(self.process.wait());
     }
