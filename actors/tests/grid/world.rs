@@ -218,6 +218,8 @@ impl World {
 
     /// Lets time pass until `end`.
     pub(crate) fn run(&mut self, end: Duration) {
+        // A core that wants to be woken at once, whatever it is told, is a busy loop in the product.
+        let mut idle_wakes = 0;
         loop {
             let queued = self.queue.first_key_value().map(|(key, _)| key.0);
             let Some(next) = queued.into_iter().chain(self.deadlines()).min() else {
@@ -226,6 +228,13 @@ impl World {
             if next > end {
                 break;
             }
+            idle_wakes = if next > self.now { 0 } else { idle_wakes + 1 };
+            assert!(
+                idle_wakes < 1000,
+                "{:?}: no end of wakes: {:#?}",
+                self.now,
+                self.story
+            );
             self.now = self.now.max(next);
             match self.queue.first_key_value() {
                 Some((key, _)) if key.0 <= self.now => {
