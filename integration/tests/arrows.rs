@@ -35,6 +35,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "iii-proto",
         ],
     ),
+    // An example shows what any program can do: with the library alone.
+    ("embed", &["iii-supervisor"]),
 ];
 
 #[test]
