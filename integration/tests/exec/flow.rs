@@ -104,26 +104,21 @@ async fn a_slow_reader_stops_its_own_command_and_nothing_else_and_loses_nothing(
     let tail = script("stty -onlcr; seq 1 100000").terminal(24, 80);
     let mut terminal = begin(&bench, tail).await.unwrap();
 
-    // Meanwhile others run and the workload's log goes on.
-    let mut count = 0;
-    for round in 0..10 {
+    // Meanwhile others run and the workload's log goes on, until it stands still.
+    let (mut count, mut before) = (0, None);
+    while count == 0 || before != Some(count) {
+        before = Some(count);
         let from = bench.lines.len();
         bench.line_from(from, BOX, "tick ").await;
-        assert_eq!(
-            text(&bench, &format!("echo {round}")).await,
-            round.to_string()
-        );
-        count = text(&bench, "cat /tmp/count || echo 0")
+        count = text(&bench, "read count < /tmp/count; echo ${count:-0}")
             .await
             .parse()
             .unwrap();
     }
     // The window, and the pipe between command and guest, which holds as much again.
     let most = 2 * WINDOW as usize / LINE;
-    assert!(
-        count > 0 && count <= most,
-        "it wrote {count} lines of at most {most}"
-    );
+    assert!(count <= most, "it wrote {count} lines of at most {most}");
+    println!("it stands still at {count} lines of at most {most}");
 
     // It is interrupted in the middle of a write; what it wrote before is all there.
     slow.signal(2);

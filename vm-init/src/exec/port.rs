@@ -10,17 +10,15 @@ use std::time::Duration;
 use iii_proto::codec::{CodecError, FrameReader};
 use iii_proto::exec::{Command, GuestFrame, HostFrame, MAX_CHUNK, MAX_SESSIONS, SessionId};
 use iii_proto::ids::GuestPid;
-use iii_proto::log::Stream;
 use iii_proto::restart::Exit;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 
 use super::lifecycle::Event;
+use super::replies::Replies;
 use super::session::{Part, Session};
 use super::start::{self, Start};
 use crate::launch::Surroundings;
-use crate::outbound::Outbound;
-use crate::text::cut;
 
 /// Where the numbers begin by which epoll names parts of sessions.
 pub(crate) const TOKENS: u64 = 1 << 40;
@@ -40,56 +38,6 @@ pub(crate) struct Hands<'a> {
     pub(crate) epoll: &'a Epoll,
     pub(crate) surroundings: &'a Surroundings,
     pub(crate) now: Duration,
-}
-
-/// What is said to the host, and to its user.
-#[derive(Debug, Default)]
-pub(super) struct Replies {
-    out: Outbound,
-    /// Nobody hears it any more.
-    gone: bool,
-    warnings: Vec<String>,
-}
-
-impl Replies {
-    pub(super) fn push(&mut self, frame: &GuestFrame) -> Result<(), CodecError> {
-        if self.gone {
-            return Ok(());
-        }
-        self.out.push(frame)
-    }
-
-    pub(super) fn refuse(&mut self, session: SessionId, message: String) -> Result<(), CodecError> {
-        let message = cut(message);
-        self.push(&GuestFrame::Refused { session, message })
-    }
-
-    /// Says something as the command would on its standard error; how many bytes that took.
-    pub(super) fn complain(
-        &mut self,
-        session: SessionId,
-        terminal: bool,
-        message: String,
-    ) -> Result<usize, CodecError> {
-        let message = cut(message);
-        let (stream, message) = if terminal {
-            (Stream::Stdout, message.replace('\n', "\r\n"))
-        } else {
-            (Stream::Stderr, message)
-        };
-        let bytes = message.into_bytes();
-        let count = bytes.len();
-        self.push(&GuestFrame::Output {
-            session,
-            stream,
-            bytes,
-        })?;
-        Ok(count)
-    }
-
-    pub(super) fn warn(&mut self, message: String) {
-        self.warnings.push(message);
-    }
 }
 
 /// All exec sessions of a guest.
@@ -141,18 +89,17 @@ impl Exec {
     /// Something can be done without waiting.
     pub(crate) fn has_work(&self) -> bool {
         self.readable
-            || self.replies.out.bytes() < HIGH_WATER
-                && self.sessions.iter().any(Session::has_output)
+            || self.replies.bytes() < HIGH_WATER && self.sessions.iter().any(Session::has_output)
     }
 
     /// No session is left, and the host has heard of their ends.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.sessions.is_empty() && self.replies.out.is_empty()
+        self.sessions.is_empty() && self.replies.bytes() == 0
     }
 
     /// What the user should be told.
     pub(crate) fn take_warnings(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.replies.warnings)
+        self.replies.take_warnings()
     }
 
     /// Everything that can be done without waiting, within a turn's bounds.
@@ -171,15 +118,14 @@ impl Exec {
     }
 
     fn flush(&mut self) {
-        // An error is the host's end being closed, which is heard of as a hang-up.
-        self.replies.out.write_to(&self.port).unwrap_or(false);
+        self.replies.write_to(&self.port);
     }
 
     fn read_outputs(&mut self) -> Result<(), CodecError> {
         let count = self.sessions.len();
         let mut reads = READS_PER_TURN;
         let mut idle = 0;
-        while idle < count && reads > 0 && self.replies.out.bytes() < HIGH_WATER {
+        while idle < count && reads > 0 && self.replies.bytes() < HIGH_WATER {
             self.first = (self.first + 1) % count;
             let session = &mut self.sessions[self.first];
             if session.read_outputs(&mut self.buffer, &mut self.replies)? {
@@ -406,8 +352,7 @@ impl Exec {
         self.refusal = Some(GONE);
         self.readable = false;
         self.reader = FrameReader::new();
-        self.replies.out = Outbound::default();
-        self.replies.gone = true;
+        self.replies.give_up();
         self.feed_all(&Event::Close, now)
     }
 

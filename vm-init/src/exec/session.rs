@@ -12,7 +12,7 @@ use iii_proto::restart::Exit;
 use nix::errno::Errno;
 
 use super::lifecycle::{Action, Event, Failure, Lifecycle};
-use super::port::Replies;
+use super::replies::Replies;
 use super::start::{Process, Target};
 use super::streams::{Input, Output};
 use crate::cgroup::Cgroup;

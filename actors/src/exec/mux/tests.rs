@@ -1,6 +1,9 @@
+use std::io;
+use std::task::Poll;
+
 use super::*;
-use iii_proto::exec::MAX_CHUNK;
 use iii_proto::exec::window::{FRAME_COST, WINDOW, cost};
+use iii_proto::exec::{Command, MAX_CHUNK, MAX_SESSIONS};
 use proptest::prelude::*;
 
 struct Port {
