@@ -407,11 +407,6 @@ impl WorkerSupervisor {
                 })
             }
         };
-        self.emit(match outcome.clone() {
-            Outcome::Stopped => EventKind::WorkerStopped,
-            Outcome::Done(exit) => EventKind::WorkerDone { exit },
-            Outcome::Failed(reason) => EventKind::WorkerFailed { reason },
-        });
         self.boot = None;
         self.report(Progress::Ended(outcome));
     }

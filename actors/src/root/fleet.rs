@@ -74,7 +74,7 @@ pub enum FleetAction {
         /// The dependency that was lost; `None`: a user asked.
         lost: Option<WorkerName>,
     },
-    /// Tell how it ended, since no tree of its has.
+    /// Tell how it ended.
     Ended {
         /// Who.
         name: WorkerName,

@@ -138,7 +138,7 @@ pub enum WorkerEffect {
         /// Without grace.
         urgent: bool,
     },
-    /// Tell the world that it ended without a tree that could.
+    /// Tell the world that it ended. The state has changed by then.
     Ended(Outcome),
 }
 
@@ -199,12 +199,12 @@ impl WorkerLifecycle {
             ) => None,
 
             (S::Waiting, I::Start | I::Restart) => None,
-            (S::Waiting, I::Stop { .. }) => self.end(Outcome::Stopped, true),
+            (S::Waiting, I::Stop { .. }) => self.end(Outcome::Stopped),
             (S::Waiting, I::DependenciesMet) => {
                 self.state = S::Starting;
                 Some(WorkerEffect::StartTree)
             }
-            (S::Waiting, I::DependencyFailed(reason)) => self.end(Outcome::Failed(reason), true),
+            (S::Waiting, I::DependencyFailed(reason)) => self.end(Outcome::Failed(reason)),
             (
                 S::Waiting,
                 I::WorkloadStarted
@@ -236,14 +236,14 @@ impl WorkerLifecycle {
                 None
             }
             (S::Starting | S::Started | S::Ready | S::Repairing, I::TreeEnded(outcome)) => {
-                self.end(outcome, false)
+                self.end(outcome)
             }
             (S::Starting | S::Started | S::Ready | S::Repairing, I::SupervisorDied) => {
                 self.state = S::Replacing;
                 None
             }
             (S::Starting | S::Started | S::Ready | S::Repairing, I::SupervisorGaveUp(reason)) => {
-                self.end(Outcome::Failed(reason), true)
+                self.end(Outcome::Failed(reason))
             }
             // What it depends on mattered when it was started; a dependency that is lost later is
             // a `Restart`, where the spec asks for one.
@@ -260,9 +260,9 @@ impl WorkerLifecycle {
                 self.next = Next::Rest;
                 urgent.then_some(WorkerEffect::StopTree { urgent })
             }
-            (S::Stopping, I::TreeEnded(_)) => self.stopped(false),
+            (S::Stopping, I::TreeEnded(_)) => self.stopped(),
             // With its supervisor all that was to be stopped is gone.
-            (S::Stopping, I::SupervisorDied | I::SupervisorGaveUp(_)) => self.stopped(true),
+            (S::Stopping, I::SupervisorDied | I::SupervisorGaveUp(_)) => self.stopped(),
             (
                 S::Stopping,
                 I::DependenciesMet
@@ -274,7 +274,7 @@ impl WorkerLifecycle {
             ) => None,
 
             (S::Replacing, I::Start) => None,
-            (S::Replacing, I::Stop { .. }) => self.end(Outcome::Stopped, true),
+            (S::Replacing, I::Stop { .. }) => self.end(Outcome::Stopped),
             (S::Replacing, I::Restart | I::ReplacementDue) => self.want(),
             (
                 S::Replacing,
@@ -302,18 +302,17 @@ impl WorkerLifecycle {
         Some(WorkerEffect::StopTree { urgent })
     }
 
-    fn stopped(&mut self, tell: bool) -> Option<WorkerEffect> {
+    fn stopped(&mut self) -> Option<WorkerEffect> {
         match self.next {
-            Next::Rest => self.end(Outcome::Stopped, tell),
+            Next::Rest => self.end(Outcome::Stopped),
             Next::Start => self.want(),
         }
     }
 
-    /// `tell`: no tree has told it.
-    fn end(&mut self, outcome: Outcome, tell: bool) -> Option<WorkerEffect> {
+    fn end(&mut self, outcome: Outcome) -> Option<WorkerEffect> {
         self.state = at_rest(&outcome);
         self.outcome = Some(outcome.clone());
-        tell.then_some(WorkerEffect::Ended(outcome))
+        Some(WorkerEffect::Ended(outcome))
     }
 }
 
