@@ -128,10 +128,12 @@ impl VmActor {
     fn perform(&mut self, effect: Effect, ctx: &mut Context<Self>) {
         match effect {
             Effect::Emit(kind) => {
-                if let Some(progress) = progress(&kind) {
+                let progress = progress(&kind);
+                // Told first: what follows from it, a dependent's start, comes behind it.
+                self.emit(kind);
+                if let Some(progress) = progress {
                     (self.on_progress)(progress);
                 }
-                self.emit(kind);
             }
             Effect::Send(message) => self.send(&message),
             Effect::Kill => {
