@@ -6,7 +6,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 RUN_PACKAGES := qemu-system-x86 python3 python3-pip ca-certificates gcc libc6-dev
-TEST_PACKAGES := cpio git dnsmasq-base e2fsprogs util-linux
+TEST_PACKAGES := cpio erofs-utils git dnsmasq-base e2fsprogs util-linux
 BENCH_PACKAGES := busybox-static
 
 .PHONY: help run build release test bench fmt clippy docs deny tools-run tools-test clean
