@@ -99,6 +99,9 @@ pub enum EventKind {
     GuestStage {
         /// Which.
         stage: BootStage,
+        /// Since the guest's kernel started, by the guest's own clock.
+        #[serde(serialize_with = "seconds")]
+        uptime: Duration,
     },
     /// The workload's process was started.
     WorkloadStarted {

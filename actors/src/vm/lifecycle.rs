@@ -400,9 +400,10 @@ impl VmLifecycle {
 
     fn report(&mut self, message: GuestMessage, out: &mut Vec<Effect>) {
         let kind = match message {
-            GuestMessage::Stage { stage, .. } => {
+            GuestMessage::Stage { stage, uptime_us } => {
                 self.last_stage = Some(stage);
-                EventKind::GuestStage { stage }
+                let uptime = Duration::from_micros(uptime_us);
+                EventKind::GuestStage { stage, uptime }
             }
             GuestMessage::Started { pid, restarts } => EventKind::WorkloadStarted { pid, restarts },
             GuestMessage::Ready { pid } => EventKind::WorkloadReady { pid },

@@ -97,7 +97,7 @@ fn describe(kind: &EventKind) -> Words {
             Tone::Plain,
             format!("guest is up after {} (Linux {kernel})", span(*after)),
         ),
-        EventKind::GuestStage { stage } => {
+        EventKind::GuestStage { stage, .. } => {
             words(Tone::Dim, format!("guest has {}", stage_reached(*stage)))
         }
         EventKind::WorkloadStarted { pid, restarts } => words(

@@ -79,6 +79,7 @@ fn golden_lines() {
     check(
         EventKind::GuestStage {
             stage: BootStage::Mounted,
+            uptime: Duration::from_millis(700),
         },
         "guest has mounted its file systems",
     );
@@ -221,7 +222,8 @@ fn what_only_the_curious_want_is_hidden() {
     assert!(hidden(
         "web",
         EventKind::GuestStage {
-            stage: BootStage::Init
+            stage: BootStage::Init,
+            uptime: Duration::ZERO
         }
     ));
     // Without a probe, ready says no more than started.
