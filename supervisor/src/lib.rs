@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 #[cfg(feature = "cli")]
+mod accounts;
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod doctor;

@@ -107,19 +107,17 @@ enum Token {
     Log,
     Stdout,
     Stderr,
-    Report,
     Probe,
 }
 
 impl Token {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 7] = [
         Self::Signals,
         Self::Timer,
         Self::Control,
         Self::Log,
         Self::Stdout,
         Self::Stderr,
-        Self::Report,
         Self::Probe,
     ];
 }
@@ -139,9 +137,6 @@ pub struct EventLoop {
     timer: TimerFd,
     armed: Option<Duration>,
     connect_by: Duration,
-    report: Option<OwnedFd>,
-    /// What the main process wrote instead of becoming the program.
-    start_failure: Option<[u8; 5]>,
     probe: Option<RunningProbe>,
     cache_drop: Option<GuestPid>,
     memory_kills: u64,
@@ -199,8 +194,6 @@ impl EventLoop {
             timer,
             armed: None,
             connect_by: clock::uptime() + CONNECT_TIME,
-            report: None,
-            start_failure: None,
             probe: None,
             cache_drop: None,
             clock: Discipline::default(),
@@ -377,7 +370,6 @@ impl EventLoop {
                 self.output.on_readable(Stream::Stderr);
                 Ok(())
             }
-            Token::Report => self.on_report(),
             Token::Probe => self.on_probe(),
         }
     }

@@ -1,5 +1,8 @@
 //! Starting the workload and exec probes: everything that can be prepared is prepared once, so that
-//! a restart is two pipes and a fork.
+//! a restart is two pipes and a child that borrows this process's memory until its execve.
+//!
+//! This process waits for that execve. Where it hangs (a program on a dead network mount) PID 1
+//! hangs with it, its heartbeats stop, and the host replaces the VM.
 //!
 //! The environment is the spec's, in its order. `PATH`, `HOME`, `USER` and `LOGNAME` are added if
 //! it does not name them; nothing else is.
@@ -19,7 +22,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, fchown, pipe2};
 
 use crate::confinement::Confinement;
-use crate::sys::{self, CStringArray, ChildPlan, ChildStep, Credentials};
+use crate::sys::{self, CStringArray, ChildPlan, ChildStack, ChildStep, Credentials, StepFailure};
 
 /// The search path of a workload whose environment names none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -50,6 +53,14 @@ pub enum LaunchError {
         step: &'static str,
         /// Why.
         errno: Errno,
+    },
+    /// The child did not become the program.
+    #[error("failed to start {program:?}: {reason}")]
+    Child {
+        /// As the spec names it.
+        program: String,
+        /// What went wrong.
+        reason: String,
     },
 }
 
@@ -95,15 +106,6 @@ impl Program {
     }
 }
 
-/// A child that was just made.
-#[derive(Debug)]
-pub struct Child {
-    /// Its process, leader of its session and process group.
-    pub pid: GuestPid,
-    /// Reads end-of-file once execve has succeeded; else hand it to [`Launcher::failure`].
-    pub report: OwnedFd,
-}
-
 /// The workload's output, from vm-init's side.
 #[derive(Debug)]
 pub struct OutputPipes {
@@ -124,11 +126,12 @@ pub struct Launcher {
     open_files: Option<u64>,
     reset_priority: bool,
     null: OwnedFd,
+    stack: ChildStack,
 }
 
 impl Launcher {
     /// Prepares the start of `workload` and of an exec probe. `reset_priority`: this process has a
-    /// nice value and out-of-memory score that its children must not have.
+    /// nice value that its children must not have.
     pub fn new(
         workload: &Workload,
         probe: Option<&[String]>,
@@ -162,11 +165,13 @@ impl Launcher {
             open_files: workload.limits.open_files,
             reset_priority,
             null,
+            stack: ChildStack::new(),
         })
     }
 
-    /// Makes the workload's process.
-    pub fn start(&mut self, within: &Confinement) -> Result<(Child, OutputPipes), LaunchError> {
+    /// Makes the workload's process, leader of its session and process group; returns when it has
+    /// become the program. All signals must be blocked.
+    pub fn start(&mut self, within: &Confinement) -> Result<(GuestPid, OutputPipes), LaunchError> {
         let name = &self.workload.name;
         let system = |step| move |errno| system_error(name, step, errno);
         let (stdout, stdout_write) = pipe2(OFlag::O_CLOEXEC).map_err(system("make a pipe"))?;
@@ -180,12 +185,12 @@ impl Launcher {
                     .map_err(system("give a pipe to the user"))?;
             }
         }
-        let child = self.make(false, within, Some((&stdout_write, &stderr_write)))?;
-        Ok((child, OutputPipes { stdout, stderr }))
+        let pid = self.make(false, within, Some((&stdout_write, &stderr_write)))?;
+        Ok((pid, OutputPipes { stdout, stderr }))
     }
 
-    /// Makes the process of the exec probe; its output is discarded.
-    pub fn start_probe(&mut self, within: &Confinement) -> Result<Child, LaunchError> {
+    /// Makes the process of the exec probe, as [`Self::start`] does; its output is discarded.
+    pub fn start_probe(&mut self, within: &Confinement) -> Result<GuestPid, LaunchError> {
         self.make(true, within, None)
     }
 
@@ -194,7 +199,7 @@ impl Launcher {
         probe: bool,
         within: &Confinement,
         output: Option<(&OwnedFd, &OwnedFd)>,
-    ) -> Result<Child, LaunchError> {
+    ) -> Result<GuestPid, LaunchError> {
         let program = match (probe, self.probe.as_mut()) {
             (false, _) => &mut self.workload,
             (true, Some(program)) => program,
@@ -205,12 +210,8 @@ impl Launcher {
         let Some(path) = program.path.as_ref() else {
             return Err(LaunchError::EmptyCommand);
         };
-        let (report, report_write) =
-            pipe2(OFlag::O_CLOEXEC).map_err(|e| system_error(&program.name, "make a pipe", e))?;
-        fcntl(&report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .map_err(|e| system_error(&program.name, "set up a pipe", e))?;
         let (stdout, stderr) = output.unwrap_or((&self.null, &self.null));
-        let pid = sys::spawn(&ChildPlan {
+        let plan = ChildPlan {
             path,
             argv: &program.argv,
             env: &self.env,
@@ -218,54 +219,51 @@ impl Launcher {
             stdin: self.null.as_fd(),
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
-            report: report_write.as_fd(),
             cgroup: within.cgroup(),
             credentials: self.identity.credentials.as_ref(),
             open_files: self.open_files,
             reset_priority: self.reset_priority,
-        })
-        .map_err(|e| system_error(&program.name, "make a process", e))?;
-        Ok(Child {
-            pid: GuestPid(pid.as_raw()),
-            report,
-        })
-    }
-
-    /// Why the workload's child never became the program, by what it wrote before it ended.
-    pub fn failure(&mut self, report: [u8; 5]) -> String {
-        let [step, errno @ ..] = report;
-        let errno = Errno::from_raw(i32::from_le_bytes(errno));
-        let name = &self.workload.name;
-        let path = self.workload.path.take();
-        let step = match ChildStep::from_byte(step) {
-            Some(ChildStep::Execute) => {
-                return match path {
-                    Some(path) => {
-                        execute_failure(name, Path::new(OsStr::from_bytes(path.as_bytes())), errno)
-                    }
-                    None => format!("failed to start {name:?}: {errno}"),
-                };
-            }
-            Some(ChildStep::Directory) => {
-                return format!(
-                    "failed to start {name:?}: failed to enter working directory {:?} as user {:?}: {}",
-                    self.cwd.to_string_lossy(),
-                    self.identity.name,
-                    errno.desc()
-                );
-            }
-            Some(ChildStep::Session) => "make a session",
-            Some(ChildStep::Descriptors) => "set up its output",
-            Some(ChildStep::Priority) => "reset its priority",
-            Some(ChildStep::Limits) => "set its limit of open files",
-            Some(ChildStep::Credentials) => "become its user",
-            None => "report what failed",
         };
-        format!(
-            "failed to start {name:?}: failed to {step}: {}",
-            errno.desc()
-        )
+        match sys::spawn(&plan, &mut self.stack) {
+            Ok(pid) => Ok(GuestPid(pid.as_raw())),
+            Err(StepFailure::Clone(errno)) => {
+                Err(system_error(&program.name, "make a process", errno))
+            }
+            Err(StepFailure::Step(step, errno)) => {
+                let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+                let reason = reason(path, cwd, &self.identity.name, step, errno);
+                // Looked for anew at the next start: it may come with what is mounted by then.
+                program.path = None;
+                Err(LaunchError::Child {
+                    program: program.name.clone(),
+                    reason,
+                })
+            }
+        }
     }
+}
+
+/// Why a child never became the program.
+fn reason(path: &Path, cwd: &Path, user: &str, step: ChildStep, errno: Errno) -> String {
+    let what = match step {
+        ChildStep::Execute => return execute_failure(path, errno),
+        ChildStep::Directory => {
+            let hint = match errno {
+                Errno::ENOENT => " in the guest; is it part of the image or of `mounts`?",
+                _ => "",
+            };
+            return format!(
+                "failed to enter working directory {cwd:?} as user {user:?}: {}{hint}",
+                errno.desc()
+            );
+        }
+        ChildStep::Session => "make a session",
+        ChildStep::Descriptors => "set up its output",
+        ChildStep::Priority => "reset its priority",
+        ChildStep::Limits => "set its limit of open files",
+        ChildStep::Credentials => "become its user",
+    };
+    format!("failed to {what}: {}", errno.desc())
 }
 
 fn system_error(program: &str, step: &'static str, errno: Errno) -> LaunchError {
@@ -276,28 +274,25 @@ fn system_error(program: &str, step: &'static str, errno: Errno) -> LaunchError 
     }
 }
 
-/// What execve's terse errors mean for a file that exists.
-fn execute_failure(name: &str, path: &Path, errno: Errno) -> String {
+/// What execve's terse errors mean.
+fn execute_failure(path: &Path, errno: Errno) -> String {
     let shown = path.display();
     match errno {
         Errno::ENOENT if path.exists() => match interpreter(path) {
             Some(interpreter) => format!(
-                "failed to start {name:?}: the interpreter {interpreter:?} that {shown} names does \
-                 not exist in the guest"
+                "the interpreter {interpreter:?} that {shown} names does not exist in the guest"
             ),
             None => format!(
-                "failed to start {name:?}: the dynamic loader of {shown} does not exist in the \
-                 guest (built for another libc?)"
+                "the dynamic loader of {shown} does not exist in the guest (built for another \
+                 libc?)"
             ),
         },
-        Errno::ENOEXEC => format!(
-            "failed to start {name:?}: {shown} is neither a program for this machine nor a script \
-             with a #! line"
-        ),
-        Errno::EACCES => {
-            format!("failed to start {name:?}: {shown} may not be executed by the workload's user")
+        Errno::ENOENT => format!("there is no {shown} in the guest"),
+        Errno::ENOEXEC => {
+            format!("{shown} is neither a program for this machine nor a script with a #! line")
         }
-        errno => format!("failed to start {name:?}: {shown}: {}", errno.desc()),
+        Errno::EACCES => format!("{shown} may not be executed by the workload's user"),
+        errno => format!("{shown}: {}", errno.desc()),
     }
 }
 
@@ -317,9 +312,9 @@ pub fn parse_interpreter(head: &[u8]) -> Option<String> {
 
 fn find(name: &str, search: &OsStr, cwd: &Path) -> Option<PathBuf> {
     if name.contains('/') {
-        // As execve would: relative to the directory in which the workload starts.
-        let path = cwd.join(name);
-        return path.exists().then_some(path);
+        // As execve would: relative to the directory in which the workload starts. Whether it is
+        // there is execve's to say.
+        return Some(cwd.join(name));
     }
     search
         .as_bytes()
@@ -417,8 +412,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("run");
         std::fs::write(&script, "#! /no/such/python3 -u\nprint()").unwrap();
-        let message = execute_failure("run", &script, Errno::ENOENT);
+        let message = execute_failure(&script, Errno::ENOENT);
         assert!(message.contains("\"/no/such/python3\""), "{message}");
+        let message = execute_failure(&dir.path().join("other"), Errno::ENOENT);
+        assert!(message.starts_with("there is no /"), "{message}");
     }
 
     proptest! {
