@@ -1,6 +1,6 @@
 //! What is the same on every host: directories and the guest's own accounts.
 
-use crate::skeleton::Skeleton;
+use crate::skeleton::{Owner, Skeleton};
 
 /// Directories of the root and their modes. `/root` is open, because a mount below it must be
 /// reachable for the workload's user; it is empty otherwise.
@@ -29,6 +29,10 @@ const DIRECTORIES: [(&str, u32); 23] = [
     ("/var/tmp", 0o1777),
     ("/etc/opt", 0o755),
 ];
+
+/// The account of a workload whose spec names none; its home is made here, so that the guest has
+/// nothing to write before it starts.
+const WORKER: u32 = 1000;
 
 /// No account of the host appears: its users are nobody's business in a guest. No password is
 /// valid (`*`), so there is no shadow file to protect.
@@ -88,6 +92,13 @@ pub(crate) fn add(skeleton: &mut Skeleton) {
     for (path, mode) in DIRECTORIES {
         skeleton.dir(path, mode);
     }
+    skeleton.home(
+        "/home/worker",
+        Owner {
+            uid: WORKER,
+            gid: WORKER,
+        },
+    );
     skeleton.symlink("/var/run", "/run");
     skeleton.symlink("/var/lock", "/run/lock");
     skeleton.symlink("/etc/mtab", "../proc/self/mounts");
@@ -105,7 +116,7 @@ pub(crate) fn add(skeleton: &mut Skeleton) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::skeleton::{EntryKind, get};
+    use crate::skeleton::{self, EntryKind, get};
 
     #[test]
     fn accounts_are_well_formed_and_hold_root_worker_and_nobody() {
@@ -127,10 +138,13 @@ mod tests {
     }
 
     #[test]
-    fn scratch_directories_are_open_and_sticky() {
+    fn scratch_directories_are_open_and_sticky_and_home_is_the_workers() {
         let mut skeleton = Skeleton::default();
         add(&mut skeleton);
         let entries = skeleton.finish();
+        let home = skeleton::entry(&entries, "/home/worker").unwrap();
+        assert_eq!(home.kind, EntryKind::Dir { mode: 0o755 });
+        assert_eq!((home.owner.uid, home.owner.gid), (WORKER, WORKER));
         for path in ["/tmp", "/var/tmp"] {
             assert_eq!(get(&entries, path), Some(&EntryKind::Dir { mode: 0o1777 }));
         }

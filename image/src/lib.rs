@@ -2,6 +2,7 @@
 //!
 //! * [`HostRoot`] is the host's own toolchain as a root: `/usr` as a read-only export, and a
 //!   [`skeleton`] of generated and copied files around it, which travels in the boot medium;
+//! * [`erofs`] writes a tree of files as a file system in one file;
 //! * [`command`] finds out, before a VM is started, what a worker's command will be in the guest.
 //!
 //! May depend on: `iii-proto`. Must never be in it: kernels and boot media (`iii-firmware`),
@@ -12,6 +13,7 @@
 #![deny(unsafe_code)]
 
 pub mod command;
+pub mod erofs;
 mod etc;
 mod generated;
 pub mod host_root;
@@ -20,4 +22,4 @@ pub mod skeleton;
 
 pub use command::{CommandError, CommandLookup, MountView, ResolvedCommand};
 pub use host_root::{HostRoot, HostRootError, RootExport};
-pub use skeleton::{EntryKind, SkeletonEntry};
+pub use skeleton::{EntryKind, Owner, SkeletonEntry};

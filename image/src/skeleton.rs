@@ -4,13 +4,26 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
-/// One directory, file or link of the skeleton. Everything belongs to root.
+use crate::erofs::{Attributes, Builder, ErofsError};
+
+/// One directory, file or link of the skeleton.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkeletonEntry {
     /// Absolute in the guest, without `.`, `..` or a trailing slash.
     pub path: String,
     /// What is there.
     pub kind: EntryKind,
+    /// To whom it belongs.
+    pub owner: Owner,
+}
+
+/// A user and a group of the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
 }
 
 /// Kinds of [`SkeletonEntry`].
@@ -39,12 +52,16 @@ pub enum EntryKind {
 /// copied.
 #[derive(Debug, Default)]
 pub(crate) struct Skeleton {
-    entries: BTreeMap<String, EntryKind>,
+    entries: BTreeMap<String, (EntryKind, Owner)>,
 }
 
 impl Skeleton {
     pub(crate) fn dir(&mut self, path: &str, mode: u32) {
-        self.add(path, EntryKind::Dir { mode });
+        self.add(path, EntryKind::Dir { mode }, Owner::default());
+    }
+
+    pub(crate) fn home(&mut self, path: &str, owner: Owner) {
+        self.add(path, EntryKind::Dir { mode: 0o755 }, owner);
     }
 
     pub(crate) fn file(&mut self, path: &str, mode: u32, bytes: impl Into<Vec<u8>>) {
@@ -54,6 +71,7 @@ impl Skeleton {
                 mode,
                 bytes: bytes.into(),
             },
+            Owner::default(),
         );
     }
 
@@ -63,29 +81,60 @@ impl Skeleton {
             EntryKind::Symlink {
                 target: target.to_owned(),
             },
+            Owner::default(),
         );
     }
 
-    fn add(&mut self, path: &str, kind: EntryKind) {
-        self.entries.entry(path.to_owned()).or_insert(kind);
+    fn add(&mut self, path: &str, kind: EntryKind, owner: Owner) {
+        self.entries.entry(path.to_owned()).or_insert((kind, owner));
     }
 
     /// Sorted by path, so that a directory comes before what it holds.
     pub(crate) fn finish(self) -> Vec<SkeletonEntry> {
         self.entries
             .into_iter()
-            .map(|(path, kind)| SkeletonEntry { path, kind })
+            .map(|(path, (kind, owner))| SkeletonEntry { path, kind, owner })
             .collect()
     }
 }
 
-/// The entry at `path` of a finished skeleton.
+/// What is at `path` of a finished skeleton.
 pub(crate) fn get<'a>(skeleton: &'a [SkeletonEntry], path: &str) -> Option<&'a EntryKind> {
+    entry(skeleton, path).map(|entry| &entry.kind)
+}
+
+/// The entry at `path` of a finished skeleton.
+pub fn entry<'a>(skeleton: &'a [SkeletonEntry], path: &str) -> Option<&'a SkeletonEntry> {
     skeleton
         .binary_search_by(|entry| entry.path.as_str().cmp(path))
         .ok()
         .and_then(|at| skeleton.get(at))
-        .map(|entry| &entry.kind)
+}
+
+/// A whole skeleton as an EROFS image, which the guest mounts as it lies in its memory. As files of
+/// an initramfs, its several hundred entries would cost every boot as much time as all else that
+/// vm-init does before the workload's start.
+pub fn image(skeleton: &[SkeletonEntry]) -> Result<Vec<u8>, ErofsError> {
+    let mut builder = Builder::new();
+    for entry in skeleton {
+        let attributes = |mode: u32| Attributes {
+            uid: entry.owner.uid,
+            gid: entry.owner.gid,
+            ..Attributes::of_root((mode & 0o7777) as u16)
+        };
+        match &entry.kind {
+            EntryKind::Dir { mode } => builder.directory(&entry.path, attributes(*mode))?,
+            EntryKind::File { mode, bytes } => {
+                builder.file(&entry.path, attributes(*mode), bytes)?;
+            }
+            EntryKind::Symlink { target } => {
+                builder.symlink(&entry.path, attributes(0o777), target.as_bytes())?;
+            }
+        }
+    }
+    let mut image = Vec::new();
+    builder.write(&mut image)?;
+    Ok(image)
 }
 
 /// SHA-256 of a whole skeleton, in hexadecimal: equal skeletons, and no others, share it.
@@ -98,6 +147,8 @@ pub fn digest(skeleton: &[SkeletonEntry]) -> String {
     };
     for entry in skeleton {
         part(entry.path.as_bytes());
+        part(&entry.owner.uid.to_le_bytes());
+        part(&entry.owner.gid.to_le_bytes());
         match &entry.kind {
             EntryKind::Dir { mode } => part(&[&b"d"[..], &mode.to_le_bytes()].concat()),
             EntryKind::File { mode, bytes } => {
@@ -147,14 +198,21 @@ mod tests {
             digest(&[SkeletonEntry {
                 path: path.to_owned(),
                 kind,
+                owner: Owner::default(),
             }])
         };
+        let owned = digest(&[SkeletonEntry {
+            path: "/a".to_owned(),
+            kind: EntryKind::Dir { mode: 0o755 },
+            owner: Owner { uid: 0, gid: 7 },
+        }]);
         let file = |mode, bytes: &[u8]| EntryKind::File {
             mode,
             bytes: bytes.to_vec(),
         };
         let all = [
             digest(&[]),
+            owned,
             with("/a", file(0o644, b"x")),
             with("/a", file(0o600, b"x")),
             with("/a", file(0o644, b"y")),
@@ -169,6 +227,6 @@ mod tests {
         ];
         let distinct: std::collections::HashSet<&String> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());
-        assert_eq!(with("/a", file(0o644, b"x")), all[1]);
+        assert_eq!(with("/a", file(0o644, b"x")), all[2]);
     }
 }
