@@ -1,6 +1,7 @@
 //! A worker whose every precondition has been checked and whose resources have been found: what
 //! the actors start from, again and again.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use iii_proto::ids::BootId;
 use iii_proto::vfs::VfsExport;
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::process::Spawner;
-use iii_vmm::vmm::{Vmm, VmmInfo};
+use iii_vmm::vmm::{VmDisk, Vmm, VmmInfo};
 
 use crate::event::EventBus;
 use crate::logs::LogBus;
@@ -59,6 +60,8 @@ pub struct WorkerPlan {
     pub mounts: Vec<Mount>,
     /// The host directories that these need; `listener_fd` is assigned at launch.
     pub exports: Vec<VfsExport>,
+    /// The VM's disks, which the root or the mounts name by their serial numbers.
+    pub disks: Vec<PlanDisk>,
     /// As whom the workload runs.
     pub user: GuestUser,
     /// Its working directory.
@@ -69,7 +72,33 @@ pub struct WorkerPlan {
     pub listeners: Vec<(TcpListener, u16)>,
 }
 
+/// A disk of a worker's VM.
+#[derive(Debug)]
+pub struct PlanDisk {
+    /// By which the guest finds it; at most 20 bytes.
+    pub serial: String,
+    /// The raw image, opened for writing unless `read_only`. Each VM inherits a duplicate, so that
+    /// locks on it hold as long as the worker or a VM of it lives.
+    pub file: File,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
 impl WorkerPlan {
+    /// The VMM's descriptors of the disks.
+    pub(crate) fn vm_disks(&self) -> std::io::Result<Vec<VmDisk>> {
+        self.disks
+            .iter()
+            .map(|disk| {
+                Ok(VmDisk {
+                    fd: disk.file.try_clone()?.into(),
+                    serial: disk.serial.clone(),
+                    read_only: disk.read_only,
+                })
+            })
+            .collect()
+    }
+
     /// The guest's orders for one boot.
     pub(crate) fn guest_spec(
         &self,

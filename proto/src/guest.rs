@@ -37,16 +37,31 @@ pub struct GuestSpec {
 }
 
 /// How the root is assembled: an overlay of the boot medium's skeleton
-/// ([`crate::SKELETON_PATH`]) and read-only exports, below a writable upper.
+/// ([`crate::SKELETON_PATH`]) and read-only file systems, below a writable upper.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Root {
-    /// Tags of read-only virtio-fs exports that are whole roots, topmost first. Empty with
-    /// `root: host`, whose root is the skeleton alone.
-    pub lowers: Vec<String>,
+    /// Read-only file systems that are whole roots, topmost first. Empty with `root: host`, whose
+    /// root is the skeleton alone.
+    pub lowers: Vec<Lower>,
     /// Put the skeleton on top of the lowers (its `/etc/hosts` and `/etc/resolv.conf` must win).
     pub skeleton: bool,
     /// Where changes go.
     pub upper: Upper,
+}
+
+/// A read-only file system that is a whole root.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Lower {
+    /// A virtio-fs export.
+    Export {
+        /// Its tag.
+        tag: String,
+    },
+    /// An EROFS file system on a virtio-blk disk: an image.
+    Disk {
+        /// `/sys/block/vd*/serial`.
+        serial: String,
+    },
 }
 
 /// Where changes to the root go.

@@ -23,8 +23,8 @@ use crate::order::launch_order;
 
 /// The user of a workload whose spec names none.
 const DEFAULT_USER: (&str, u32) = ("worker", 1000);
-/// virtio-mmio slots that are left for exports beside the serial and the network device.
-const EXPORT_SLOTS: usize = 6;
+/// virtio-mmio slots that are left for exports and disks beside the serial and the network device.
+const DEVICE_SLOTS: usize = 6;
 
 /// A worker that can be started: its command is found, its ports are bound.
 #[derive(Debug)]
@@ -95,14 +95,16 @@ pub enum PrepareFault {
     MountNotDirectory(String),
     /// More mounts than a VM has slots.
     #[error(
-        "failed to fit its mounts: {wanted} were asked for and a VM has slots for {slots}; mount \
-         fewer directories, or one that holds several of them"
+        "failed to fit its mounts: {wanted} were asked for and a VM has slots for {slots}{beside}; \
+         mount fewer directories, or one that holds several of them"
     )]
     TooManyMounts {
         /// Asked for.
         wanted: usize,
         /// There are.
         slots: usize,
+        /// What takes the others.
+        beside: String,
     },
     /// A host port cannot be listened on.
     #[error("failed to publish {address}: {source}; {remedy}")]
@@ -225,7 +227,8 @@ impl<'a> Preparation<'a> {
             faults.push(fault);
             Policy::default()
         });
-        let (mounts, exports) = mounts(&spec, &root, uid, gid, &mut faults);
+        let disks = Vec::new();
+        let (mounts, exports) = mounts(&spec, &root, uid, gid, disks.len(), &mut faults);
         let listeners = listeners(&spec, &mut faults);
         if !faults.is_empty() {
             return Err(faults);
@@ -241,6 +244,7 @@ impl<'a> Preparation<'a> {
             },
             mounts,
             exports,
+            disks,
             user,
             cwd,
             policy,
@@ -450,6 +454,7 @@ fn mounts(
     root: &HostRoot,
     uid: u32,
     gid: u32,
+    disks: usize,
     faults: &mut Vec<PrepareFault>,
 ) -> (Vec<Mount>, Vec<VfsExport>) {
     let mut mounts = Vec::new();
@@ -471,12 +476,8 @@ fn mounts(
             immutable: true,
         });
     }
-    let wanted = exports.len() + spec.mounts.len();
-    if wanted > EXPORT_SLOTS {
-        faults.push(PrepareFault::TooManyMounts {
-            wanted: spec.mounts.len(),
-            slots: EXPORT_SLOTS - exports.len(),
-        });
+    if let Some(fault) = too_many_mounts(spec.mounts.len(), exports.len(), disks) {
+        faults.push(fault);
     }
     for (n, mount) in spec.mounts.iter().enumerate() {
         // The file server follows no symlink, the user's own path may hold some.
@@ -511,6 +512,20 @@ fn mounts(
         });
     }
     (mounts, exports)
+}
+
+/// What is left of a VM's slots once the root's exports and the disks have theirs.
+fn too_many_mounts(wanted: usize, root: usize, disks: usize) -> Option<PrepareFault> {
+    let slots = DEVICE_SLOTS.saturating_sub(root + disks);
+    (wanted > slots).then(|| PrepareFault::TooManyMounts {
+        wanted,
+        slots,
+        beside: match disks {
+            0 => String::new(),
+            1 => " beside its disk".to_owned(),
+            n => format!(" beside its {n} disks"),
+        },
+    })
 }
 
 fn listeners(spec: &WorkerSpec, faults: &mut Vec<PrepareFault>) -> Vec<(TcpListener, u16)> {
@@ -573,6 +588,15 @@ mod tests {
             Ok(GuestUser::Ids { uid, gid, .. }) => Some((uid, gid)),
             Ok(GuestUser::Named(_)) | Err(_) => None,
         }
+    }
+
+    #[test]
+    fn disks_take_slots_that_mounts_cannot_have() {
+        assert!(too_many_mounts(5, 1, 0).is_none());
+        let text = |wanted, root, disks| too_many_mounts(wanted, root, disks).unwrap().to_string();
+        assert!(text(6, 1, 0).contains("6 were asked for and a VM has slots for 5;"));
+        assert!(text(4, 1, 2).contains("slots for 3 beside its 2 disks;"));
+        assert!(text(6, 0, 1).contains("slots for 5 beside its disk;"));
     }
 
     #[test]

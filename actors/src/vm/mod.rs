@@ -269,7 +269,10 @@ impl VmActor {
                     fd: d.stream,
                 })
                 .collect(),
-            disks: Vec::new(),
+            disks: self
+                .plan
+                .vm_disks()
+                .map_err(|e| format!("failed to hand over a disk: {e}"))?,
             kernel_words: Vec::new(),
         };
         let mut command = self.env.vmm.command(launch).map_err(|e| text(&e))?;

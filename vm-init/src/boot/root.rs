@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use iii_proto::SKELETON_PATH;
-use iii_proto::guest::{GuestSpec, Mount, MountSource, Upper};
+use iii_proto::guest::{GuestSpec, Lower, Mount, MountSource, Upper};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, chroot, pivot_root};
@@ -140,10 +140,10 @@ fn mount_overlay(spec: &GuestSpec, base: &Path) -> Result<(), RootError> {
         }
         lowers.push(SKELETON_PATH.to_owned());
     }
-    for (index, tag) in root.lowers.iter().enumerate() {
+    for (index, source) in root.lowers.iter().enumerate() {
         let lower = format!("{VOLATILE}/lower{index}");
         make_directory(Path::new(&lower), 0o755)?;
-        export(tag, true).mount(Path::new(&lower))?;
+        mount_lower(source, Path::new(&lower))?;
         lowers.push(lower);
     }
     if lowers.is_empty() {
@@ -157,6 +157,20 @@ fn mount_overlay(spec: &GuestSpec, base: &Path) -> Result<(), RootError> {
     network::write_names(&etc, &spec.worker, spec.network.as_ref())?;
     // Set-user-id programs of an image (sudo) work; device nodes come from /dev alone.
     overlay(&options, MsFlags::MS_NODEV).mount(Path::new(NEW_ROOT))?;
+    Ok(())
+}
+
+fn mount_lower(lower: &Lower, target: &Path) -> Result<(), RootError> {
+    match lower {
+        Lower::Export { tag } => export(tag, true).mount(target)?,
+        Lower::Disk { serial } => Filesystem {
+            kind: "erofs",
+            source: &find_disk(serial)?,
+            flags: MsFlags::MS_RDONLY | MsFlags::MS_NODEV,
+            options: "",
+        }
+        .mount(target)?,
+    }
     Ok(())
 }
 

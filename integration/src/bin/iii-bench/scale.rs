@@ -92,6 +92,7 @@ fn plan(name: &str, network: bool) -> WorkerPlan {
         },
         mounts: Vec::new(),
         exports: Vec::new(),
+        disks: Vec::new(),
         user: GuestUser::Named("nobody".into()),
         cwd: "/".into(),
         policy: Policy::default(),
