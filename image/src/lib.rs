@@ -17,8 +17,11 @@ pub mod erofs;
 mod etc;
 mod generated;
 pub mod host_root;
+pub mod layers;
+pub mod oci;
 mod paths;
 pub mod skeleton;
+pub mod tar;
 
 pub use command::{CommandError, CommandLookup, MountView, ResolvedCommand};
 pub use host_root::{HostRoot, HostRootError, RootExport};

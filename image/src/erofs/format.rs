@@ -1,28 +1,34 @@
-//! The bytes of superblock, inodes and directories, all little-endian (`fs/erofs/erofs_fs.h`).
+//! The bytes of superblock, inodes, attributes and directories, all little-endian
+//! (`fs/erofs/erofs_fs.h`).
+
+use super::tree::Xattrs;
 
 /// Bytes of a block.
-pub(super) const BLOCK: usize = 4096;
+pub const BLOCK: usize = 4096;
 const BLOCK_BITS: u8 = 12;
 /// Inodes begin at multiples of this, and are numbered by it.
 pub(super) const SLOT: usize = 32;
 pub(super) const COMPACT_INODE: usize = 32;
 pub(super) const EXTENDED_INODE: usize = 64;
 
-const SUPERBLOCK_AT: usize = 1024;
+pub(super) const SUPERBLOCK_AT: usize = 1024;
 const SUPERBLOCK: usize = 128;
 /// The first inode may lie here.
 pub(super) const INODES_FROM: usize = SUPERBLOCK_AT + SUPERBLOCK;
 
-const MAGIC: u32 = 0xe0f5_e1e2;
+pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
 /// Extended inodes hold the time of the last change (`EROFS_FEATURE_COMPAT_MTIME`).
 const COMPAT_MTIME: u32 = 2;
 
 /// `datalayout` of an inode: blocks of its own alone, or with the end beside the inode.
-const FLAT_PLAIN: u16 = 0;
-const FLAT_INLINE: u16 = 2;
+pub(super) const FLAT_PLAIN: u16 = 0;
+pub(super) const FLAT_INLINE: u16 = 2;
+
+/// Bytes before extended attributes (`struct erofs_xattr_ibody_header`).
+const XATTR_HEADER: usize = 12;
 
 /// Bytes of a directory entry without its name.
-const ENTRY: usize = 12;
+pub(super) const ENTRY: usize = 12;
 
 /// Appends or places numbers of the format.
 struct Bytes<'a> {
@@ -53,19 +59,18 @@ impl Bytes<'_> {
     }
 }
 
-/// `struct erofs_super_block`. The metadata begin at block 0; every compact inode is of the epoch.
+/// `struct erofs_super_block`. Every compact inode is of the epoch.
 pub(super) struct Superblock {
     pub(super) root: u64,
     pub(super) inodes: u64,
     pub(super) blocks: u32,
+    /// Block from which inodes are numbered.
+    pub(super) metadata: u32,
 }
 
 impl Superblock {
-    pub(super) fn put(&self, image: &mut [u8]) {
-        let mut out = Bytes {
-            out: &mut image[SUPERBLOCK_AT..INODES_FROM],
-            at: 0,
-        };
+    pub(super) fn put(&self, out: &mut [u8; SUPERBLOCK]) {
+        let mut out = Bytes { out, at: 0 };
         out.u32(MAGIC);
         out.u32(0); // checksum: none
         out.u32(COMPAT_MTIME);
@@ -77,8 +82,8 @@ impl Superblock {
         out.u64(0); // time of compact inodes
         out.u32(0);
         out.u32(self.blocks);
-        // Metadata address, shared attributes, UUID, name, incompatible features and all that
-        // follows are zero, as the image is.
+        out.u32(self.metadata);
+        // Shared attributes, UUID, name, incompatible features and all that follows are zero.
     }
 }
 
@@ -87,6 +92,9 @@ impl Superblock {
 pub(super) enum Kind {
     Regular,
     Directory,
+    CharacterDevice,
+    BlockDevice,
+    Fifo,
     Symlink,
 }
 
@@ -95,6 +103,9 @@ impl Kind {
         match self {
             Self::Regular => 0o100_000,
             Self::Directory => 0o040_000,
+            Self::CharacterDevice => 0o020_000,
+            Self::BlockDevice => 0o060_000,
+            Self::Fifo => 0o010_000,
             Self::Symlink => 0o120_000,
         }
     }
@@ -104,6 +115,9 @@ impl Kind {
         match self {
             Self::Regular => 1,
             Self::Directory => 2,
+            Self::CharacterDevice => 3,
+            Self::BlockDevice => 4,
+            Self::Fifo => 5,
             Self::Symlink => 7,
         }
     }
@@ -113,9 +127,12 @@ impl Kind {
 pub(super) struct Inode {
     pub(super) extended: bool,
     pub(super) inline: bool,
+    /// Bytes of the extended attributes behind it.
+    pub(super) xattrs: usize,
     pub(super) mode: u16,
     pub(super) links: u32,
     pub(super) size: u64,
+    /// First block of the content, or a device's number.
     pub(super) block: u32,
     pub(super) serial: u32,
     pub(super) uid: u32,
@@ -128,7 +145,11 @@ impl Inode {
         let mut out = Bytes { out, at: 0 };
         let layout = if self.inline { FLAT_INLINE } else { FLAT_PLAIN };
         out.u16(u16::from(self.extended) | layout << 1);
-        out.u16(0); // extended attributes
+        // `i_xattr_icount`: below a block, so far below 16 bits.
+        out.u16(match self.xattrs {
+            0 => 0,
+            size => ((size - XATTR_HEADER) / 4 + 1) as u16,
+        });
         out.u16(self.mode);
         if self.extended {
             out.u16(0);
@@ -151,6 +172,24 @@ impl Inode {
             out.u16(self.gid as u16);
         }
     }
+}
+
+/// What lies behind an inode with extended attributes: none of them shared with other inodes.
+pub(super) fn xattrs(xattrs: &Xattrs) -> Vec<u8> {
+    if xattrs.size() == 0 {
+        return Vec::new();
+    }
+    let mut bytes = vec![0; XATTR_HEADER];
+    for xattr in xattrs.all() {
+        // Both lengths were checked when it was added.
+        bytes.push(xattr.name.len() as u8);
+        bytes.push(xattr.prefix);
+        bytes.extend((xattr.value.len() as u16).to_le_bytes());
+        bytes.extend(&xattr.name);
+        bytes.extend(&xattr.value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    }
+    bytes
 }
 
 /// One entry of a directory.
@@ -250,6 +289,7 @@ mod tests {
         let mut inode = Inode {
             extended: false,
             inline: true,
+            xattrs: 0,
             mode: 0o100_644,
             links: 1,
             size: 0x0a0b,
@@ -270,16 +310,32 @@ mod tests {
 
         inode.extended = true;
         inode.inline = false;
+        inode.xattrs = 28;
         inode.uid = 0x0001_0000;
         inode.mtime = 0x0102_0304;
         inode.put(&mut bytes);
         #[rustfmt::skip]
         let extended = [
-            1, 0, 0, 0, 0xa4, 0x81, 0, 0, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0,
+            1, 0, 5, 0, 0xa4, 0x81, 0, 0, 0x0b, 0x0a, 0, 0, 0, 0, 0, 0,
             7, 0, 0, 0, 3, 0, 0, 0, 0, 0, 1, 0, 0xe9, 3, 0, 0,
             4, 3, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0,
         ];
         assert_eq!(bytes[..48], extended);
+    }
+
+    #[test]
+    fn golden_bytes_of_extended_attributes() {
+        let mut set = Xattrs::default();
+        set.set(b"security.capability", &[1, 2, 3]).unwrap();
+        set.set(b"user.a", b"").unwrap();
+        let bytes = xattrs(&set);
+        assert_eq!(bytes.len(), set.size());
+        assert_eq!(bytes[..12], [0; 12]);
+        assert_eq!(
+            bytes[12..32],
+            *b"\x0a\x06\x03\0capability\x01\x02\x03\0\0\0"
+        );
+        assert_eq!(bytes[32..], *b"\x01\x01\0\0a\0\0\0");
     }
 
     #[test]

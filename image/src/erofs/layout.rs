@@ -1,7 +1,8 @@
 //! Where in an image each inode and its data lie.
 //!
 //! The metadata blocks come first: the superblock's, then inodes with what is stored beside them.
-//! The blocks of larger files follow in the order of their inodes.
+//! The blocks of larger files follow in the order of their inodes. Where blocks of files were
+//! stored before, the metadata lie behind those, and the superblock is alone in block 0.
 
 use std::collections::BTreeMap;
 
@@ -20,12 +21,31 @@ pub(super) struct Place {
     pub(super) inline: usize,
     /// First of the file's own blocks.
     pub(super) first_block: u32,
-    /// How many they are.
+    /// How many of them are to be written.
     pub(super) data_blocks: u32,
 }
 
+/// What decides where a file lies.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Planned {
+    pub(super) size: u64,
+    /// The larger form of inode.
+    pub(super) extended: bool,
+    /// Bytes of extended attributes.
+    pub(super) xattrs: usize,
+    /// What is in the image already.
+    pub(super) stored: Option<Stored>,
+}
+
+/// Where a stored file's blocks are, and how much of its end is not among them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stored {
+    pub(super) first_block: u32,
+    pub(super) inline: usize,
+}
+
 impl Place {
-    /// Bytes from the start of the image.
+    /// Bytes from the start of the metadata.
     pub(super) fn offset(&self) -> usize {
         self.block as usize * BLOCK + self.within
     }
@@ -34,13 +54,16 @@ impl Place {
     pub(super) fn number(&self) -> u64 {
         (self.offset() / SLOT) as u64
     }
-
-    pub(super) fn inode_size(&self) -> usize {
-        inode_size(self.extended)
-    }
 }
 
-fn inode_size(extended: bool) -> usize {
+/// Bytes of a file's end that lie behind an inode of so many bytes, its attributes included. The
+/// kernel wants them within one block with the inode's slot.
+pub(super) fn inline_end(inode: usize, size: u64) -> usize {
+    let tail = (size % BLOCK as u64) as usize;
+    if inode + tail <= BLOCK { tail } else { 0 }
+}
+
+pub(super) fn inode_size(extended: bool) -> usize {
     if extended {
         EXTENDED_INODE
     } else {
@@ -53,33 +76,38 @@ fn inode_size(extended: bool) -> usize {
 pub(super) struct Layout {
     pub(super) places: Vec<Place>,
     pub(super) metadata_blocks: u32,
+    /// Of the whole image.
     pub(super) blocks: u32,
 }
 
 impl Layout {
-    /// From each file's size and whether its inode is an extended one; the root comes first, since
-    /// the superblock has 16 bits for its number. `None`: more blocks than 32 bits count.
-    pub(super) fn of(files: &[(u64, bool)]) -> Option<Self> {
-        let mut metadata = Metadata::new();
+    /// Metadata from block `first` on; the root comes first, since the superblock has 16 bits for
+    /// its number. `None`: more blocks than 32 bits count.
+    pub(super) fn of(files: &[Planned], first: u32) -> Option<Self> {
+        let mut metadata = Metadata::new(first == 0);
         let mut places = Vec::with_capacity(files.len());
-        for (size, extended) in files {
-            let inode = inode_size(*extended);
-            let tail = (size % BLOCK as u64) as usize;
-            // The kernel wants the inode's slot and what is behind it within one block.
-            let inline = if inode + tail <= BLOCK { tail } else { 0 };
-            let own = (size - inline as u64).div_ceil(BLOCK as u64);
+        for file in files {
+            let inode = inode_size(file.extended) + file.xattrs;
+            let (inline, first_block, data_blocks) = match file.stored {
+                Some(stored) => (stored.inline, stored.first_block, 0),
+                None => {
+                    let inline = inline_end(inode, file.size);
+                    let own = (file.size - inline as u64).div_ceil(BLOCK as u64);
+                    (inline, 0, u32::try_from(own).ok()?)
+                }
+            };
             let (block, within) = metadata.allocate(inode + inline)?;
             places.push(Place {
                 block,
                 within,
-                extended: *extended,
+                extended: file.extended,
                 inline,
-                first_block: 0,
-                data_blocks: u32::try_from(own).ok()?,
+                first_block,
+                data_blocks,
             });
         }
         let metadata_blocks = metadata.blocks;
-        let mut blocks = metadata_blocks;
+        let mut blocks = first.checked_add(metadata_blocks)?;
         for place in &mut places {
             if place.data_blocks > 0 {
                 place.first_block = blocks;
@@ -103,11 +131,18 @@ struct Metadata {
 }
 
 impl Metadata {
-    /// The superblock's block, which has room behind it.
-    fn new() -> Self {
-        Self {
-            blocks: 1,
-            room: BTreeMap::from([(BLOCK - INODES_FROM, vec![0])]),
+    /// With the superblock's block, which has room behind it, or without.
+    fn new(with_superblock: bool) -> Self {
+        if with_superblock {
+            Self {
+                blocks: 1,
+                room: BTreeMap::from([(BLOCK - INODES_FROM, vec![0])]),
+            }
+        } else {
+            Self {
+                blocks: 0,
+                room: BTreeMap::new(),
+            }
         }
     }
 
@@ -143,9 +178,49 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn of(files: &[(u64, bool)]) -> Option<Layout> {
+        let planned: Vec<Planned> = files
+            .iter()
+            .map(|(size, extended)| Planned {
+                size: *size,
+                extended: *extended,
+                ..Planned::default()
+            })
+            .collect();
+        Layout::of(&planned, 0)
+    }
+
+    #[test]
+    fn metadata_behind_stored_blocks_are_numbered_from_their_own_start() {
+        let stored = |first_block, inline| Planned {
+            size: 4096 + inline as u64,
+            extended: true,
+            stored: Some(Stored {
+                first_block,
+                inline,
+            }),
+            ..Planned::default()
+        };
+        let root = Planned {
+            size: 40,
+            extended: true,
+            xattrs: 28,
+            stored: None,
+        };
+        let layout = Layout::of(&[root, stored(1, 0), stored(2, 10)], 3).unwrap();
+        let places: Vec<_> = layout
+            .places
+            .iter()
+            .map(|p| (p.number(), p.inline, p.first_block, p.data_blocks))
+            .collect();
+        // 64 + 28 + 40 bytes are 5 slots.
+        assert_eq!(places, [(0, 40, 0, 0), (5, 0, 1, 0), (7, 10, 2, 0)]);
+        assert_eq!((layout.metadata_blocks, layout.blocks), (1, 4));
+    }
+
     #[test]
     fn a_small_file_lies_beside_its_inode_and_a_large_ones_end_too() {
-        let layout = Layout::of(&[(27, false), (5, false), (2 * 4096 + 10, false)]).unwrap();
+        let layout = of(&[(27, false), (5, false), (2 * 4096 + 10, false)]).unwrap();
         let places: Vec<_> = layout
             .places
             .iter()
@@ -158,7 +233,7 @@ mod tests {
 
     #[test]
     fn an_end_that_fits_no_block_beside_its_inode_gets_one_of_its_own() {
-        let layout = Layout::of(&[(4064, false), (4065, false), (4064, true)]).unwrap();
+        let layout = of(&[(4064, false), (4065, false), (4064, true)]).unwrap();
         let inline: Vec<_> = layout
             .places
             .iter()
@@ -169,8 +244,8 @@ mod tests {
 
     #[test]
     fn more_blocks_than_the_format_counts_are_refused() {
-        assert!(Layout::of(&[(u64::from(u32::MAX) * 4096, false)]).is_none());
-        assert!(Layout::of(&[(u64::MAX, true)]).is_none());
+        assert!(of(&[(u64::from(u32::MAX) * 4096, false)]).is_none());
+        assert!(of(&[(u64::MAX, true)]).is_none());
     }
 
     proptest! {
@@ -178,11 +253,11 @@ mod tests {
         fn nothing_overlaps_and_nothing_crosses_a_block(
             files in prop::collection::vec((0u64..20_000, any::<bool>()), 1..200),
         ) {
-            let layout = Layout::of(&files).unwrap();
+            let layout = of(&files).unwrap();
             prop_assert!(layout.places[0].number() <= u64::from(u16::MAX));
             let mut used: Vec<(usize, usize)> = vec![(0, INODES_FROM)];
             for (place, (size, _)) in layout.places.iter().zip(&files) {
-                let length = place.inode_size() + place.inline;
+                let length = inode_size(place.extended) + place.inline;
                 prop_assert_eq!(place.offset() % SLOT, 0);
                 prop_assert!(place.within + length <= BLOCK);
                 used.push((place.offset(), place.offset() + length));
