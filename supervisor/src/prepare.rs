@@ -572,6 +572,7 @@ mod tests {
                 mode: 0o644,
                 bytes: text.into(),
             },
+            owner: iii_image::Owner::default(),
         };
         vec![
             file(
