@@ -1,7 +1,7 @@
 //! A worker whose every precondition has been checked and whose resources have been found: what
 //! the actors start from, again and again.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -77,26 +77,73 @@ pub struct WorkerPlan {
 pub struct PlanDisk {
     /// By which the guest finds it; at most 20 bytes.
     pub serial: String,
-    /// The raw image, opened for writing unless `read_only`. Each VM inherits a duplicate, so that
-    /// locks on it hold as long as the worker or a VM of it lives.
-    pub file: File,
-    /// Writes are refused.
-    pub read_only: bool,
+    /// What is on it.
+    pub image: DiskImage,
+}
+
+/// A raw image.
+#[derive(Debug)]
+pub enum DiskImage {
+    /// Opened by whoever made the plan; the VMM refuses writes. Each VM inherits a duplicate, so
+    /// that locks on it hold as long as the worker or a VM of it lives.
+    ReadOnly(File),
+    /// Opened and locked anew for each VM. The lock is the open file's, which the VMM inherits: no
+    /// other VM has the disk before the last process of this one is gone, also if the supervisor
+    /// was killed.
+    Writable(PathBuf),
+}
+
+impl DiskImage {
+    fn open(&self) -> Result<File, DiskImageError> {
+        match self {
+            Self::ReadOnly(file) => file.try_clone().map_err(DiskImageError::Duplicate),
+            Self::Writable(path) => {
+                let failed = |source| DiskImageError::Open {
+                    path: path.clone(),
+                    source,
+                };
+                let file = File::options().read(true).write(true).open(path);
+                let file = file.map_err(failed)?;
+                match file.try_lock() {
+                    Ok(()) => Ok(file),
+                    Err(TryLockError::WouldBlock) => Err(DiskImageError::Busy(path.clone())),
+                    Err(TryLockError::Error(source)) => Err(failed(source)),
+                }
+            }
+        }
+    }
+}
+
+/// Why a VM cannot have its disk.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskImageError {
+    /// No descriptor is left.
+    #[error("failed to hand on a disk: {0}")]
+    Duplicate(std::io::Error),
+    /// It is not there, or not ours.
+    #[error("failed to open disk {path}: {source}; start iii-super anew, which makes what is missing", path = path.display())]
+    Open {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something else has it.
+    #[error("failed to lock disk {}: another VM or program uses it", .0.display())]
+    Busy(PathBuf),
 }
 
 impl WorkerPlan {
     /// The VMM's descriptors of the disks.
-    pub(crate) fn vm_disks(&self) -> std::io::Result<Vec<VmDisk>> {
-        self.disks
-            .iter()
-            .map(|disk| {
-                Ok(VmDisk {
-                    fd: disk.file.try_clone()?.into(),
-                    serial: disk.serial.clone(),
-                    read_only: disk.read_only,
-                })
+    pub(crate) fn vm_disks(&self) -> Result<Vec<VmDisk>, DiskImageError> {
+        let disk = |disk: &PlanDisk| {
+            Ok(VmDisk {
+                fd: disk.image.open()?.into(),
+                serial: disk.serial.clone(),
+                read_only: matches!(disk.image, DiskImage::ReadOnly(_)),
             })
-            .collect()
+        };
+        self.disks.iter().map(disk).collect()
     }
 
     /// The guest's orders for one boot.

@@ -19,6 +19,11 @@ pub struct WorkerSpec {
     pub name: WorkerName,
     /// The guest's root filesystem.
     pub root: RootSpec,
+    /// Size of the disk that keeps changes to the root between boots and runs; `None`: the root is
+    /// fresh at every boot.
+    pub persist: Option<u64>,
+    /// Further disks, kept between boots and runs.
+    pub disks: Vec<DiskSpec>,
     /// Program and arguments.
     pub command: Vec<String>,
     /// Working directory in the guest; `None`: the project's mount if there is one, else the home.
@@ -66,6 +71,8 @@ impl WorkerSpec {
         Self {
             name,
             root: RootSpec::Host,
+            persist: None,
+            disks: Vec::new(),
             command,
             cwd: None,
             env: Vec::new(),
@@ -231,6 +238,26 @@ pub struct MountSpec {
     pub guest: String,
     /// Whether the guest may change it.
     pub read_only: bool,
+}
+
+/// A disk of a worker, whose directories are shown in its guest and are the workload's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// Unlike the worker's other disks': at most 15 lower-case letters, digits and '-'.
+    pub name: String,
+    /// Bytes. A disk that exists may grow, but not shrink.
+    pub size: u64,
+    /// What is shown of it.
+    pub mounts: Vec<DiskMountSpec>,
+}
+
+/// A directory of a disk, shown in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskMountSpec {
+    /// Path on the disk, without a leading slash; empty for all of it. Made if it is missing.
+    pub directory: String,
+    /// Absolute path in the guest.
+    pub guest: String,
 }
 
 /// A published port.

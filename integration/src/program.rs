@@ -177,6 +177,16 @@ pub fn workers_file(text: &str) -> (tempfile::TempDir, PathBuf) {
     (directory, file)
 }
 
+/// A home with the firmware that this machine has already, and nothing else.
+pub fn home() -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    let user = PathBuf::from(std::env::var_os("HOME").unwrap()).join(".iii");
+    for part in ["lib", "cache"] {
+        std::os::unix::fs::symlink(user.join(part), home.path().join(part)).unwrap();
+    }
+    home
+}
+
 /// Processes whose command line or name holds `word`: QEMU carries the worker's name, and so do
 /// the labels of the others' arguments.
 pub fn processes_with(word: &str) -> Vec<String> {

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use iii_integration::PATIENCE;
-use iii_integration::program::{Run, program, workers_file};
+use iii_integration::program::{Run, home, program, workers_file};
 use nix::sys::signal::Signal;
 
 /// The service manager's end of sd_notify(3).
@@ -56,16 +56,6 @@ fn run_with(home: &Path, file: &Path, more: &[&str], env: &[(&str, &str)]) -> Ru
         command.env(name, value);
     }
     Run::start(command)
-}
-
-/// A home with the firmware that this machine has already, and nothing else.
-fn home() -> tempfile::TempDir {
-    let home = tempfile::tempdir().unwrap();
-    let user = PathBuf::from(std::env::var_os("HOME").unwrap()).join(".iii");
-    for part in ["lib", "cache"] {
-        std::os::unix::fs::symlink(user.join(part), home.path().join(part)).unwrap();
-    }
-    home
 }
 
 fn states(home: &Path) -> Vec<PathBuf> {

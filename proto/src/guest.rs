@@ -109,6 +109,18 @@ pub enum MountSource {
         /// Limit in bytes.
         size_bytes: u64,
     },
+    /// A directory of the ext4 file system on a virtio-blk disk, writable. Several mounts may show
+    /// directories of one disk, which may be the root's upper too.
+    Disk {
+        /// `/sys/block/vd*/serial`.
+        serial: String,
+        /// Path in the file system; empty for its top. Made if it is missing.
+        directory: String,
+        /// Owner of the directory.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
 }
 
 /// The guest's only network interface, `eth0`.

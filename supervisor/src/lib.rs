@@ -13,6 +13,7 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;
 mod order;
@@ -25,6 +26,7 @@ mod supervisor;
 mod worker;
 pub mod workers_file;
 
+pub use disks::{DiskError, DiskUse};
 pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine};
 pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession};
 pub use iii_actors::spec::{self, WorkerSpec};

@@ -1,6 +1,8 @@
 //! From what a user wants to what the actors start from. Everything that can be wrong is found out
 //! here, for all workers together, before anything of any of them is started.
 
+mod disks;
+
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -19,6 +21,8 @@ use iii_proto::guest::{GuestUser, Mount, MountSource, Root, Upper};
 use iii_proto::ids::WorkerName;
 use iii_proto::vfs::VfsExport;
 
+use self::disks::PlannedDisks;
+use crate::disks::{DiskError, DiskStore};
 use crate::order::launch_order;
 
 /// The user of a workload whose spec names none.
@@ -121,6 +125,23 @@ pub enum PrepareFault {
         "failed to find user \"{0}\" in the guest; use a number, as `user: \"1000:1000\"`, or one of: {1}"
     )]
     UnknownUser(String, String),
+    /// A disk that is to outlive the worker has nowhere to be.
+    #[error(
+        "failed to keep its disks: this supervisor keeps nothing; give it a directory, as \
+         `Supervisor::builder().state_dir(…)`"
+    )]
+    NowhereToKeep,
+    /// A disk cannot be made.
+    #[error(transparent)]
+    Disk(Box<DiskError>),
+    /// A disk's settings are wrong.
+    #[error("failed to take disk {name:?}: {reason}")]
+    BadDisk {
+        /// Its name.
+        name: String,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
     /// The boot medium cannot be made.
     #[error("failed to make the boot medium: {0}")]
     BootMedium(#[from] InitramfsError),
@@ -129,15 +150,22 @@ pub enum PrepareFault {
 /// What several workers share: found once, when the first of them needs it.
 pub(crate) struct Preparation<'a> {
     firmware: &'a Firmware,
+    disks: Option<DiskStore>,
     present: Vec<WorkerName>,
     host_root: Option<(Arc<HostRoot>, Arc<[u8]>)>,
 }
 
 impl<'a> Preparation<'a> {
-    /// `present`: workers that the supervisor has already.
-    pub(crate) fn new(firmware: &'a Firmware, present: Vec<WorkerName>) -> Self {
+    /// `disks`: where those are that outlive a worker; `present`: workers that the supervisor has
+    /// already.
+    pub(crate) fn new(
+        firmware: &'a Firmware,
+        disks: Option<DiskStore>,
+        present: Vec<WorkerName>,
+    ) -> Self {
         Self {
             firmware,
+            disks,
             present,
             host_root: None,
         }
@@ -227,12 +255,18 @@ impl<'a> Preparation<'a> {
             faults.push(fault);
             Policy::default()
         });
-        let disks = Vec::new();
-        let (mounts, exports) = mounts(&spec, &root, uid, gid, disks.len(), &mut faults);
+        let disks = usize::from(spec.persist.is_some()) + spec.disks.len();
+        let (mut mounts, exports) = mounts(&spec, &root, uid, gid, disks, &mut faults);
         let listeners = listeners(&spec, &mut faults);
+        // Made only for a worker that could be started otherwise.
+        let disks = match faults.is_empty() {
+            true => disks::plan(&spec, self.disks.as_ref(), (uid, gid), &mut faults),
+            false => PlannedDisks::default(),
+        };
         if !faults.is_empty() {
             return Err(faults);
         }
+        mounts.extend(disks.mounts);
         let size_bytes = spec.resources.disk.unwrap_or(spec.resources.memory / 2);
         Ok(WorkerPlan {
             kernel: self.firmware.kernel().to_owned(),
@@ -240,11 +274,11 @@ impl<'a> Preparation<'a> {
             root: Root {
                 lowers: Vec::new(),
                 skeleton: true,
-                upper: Upper::Tmpfs { size_bytes },
+                upper: disks.upper.unwrap_or(Upper::Tmpfs { size_bytes }),
             },
             mounts,
             exports,
-            disks,
+            disks: disks.disks,
             user,
             cwd,
             policy,

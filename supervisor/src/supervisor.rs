@@ -25,6 +25,7 @@ use iii_vmm::tsc;
 use iii_vmm::vmm::{Vmm, VmmError, VmmInfo};
 use tokio::sync::mpsc;
 
+use crate::disks::{DiskError, DiskStore, DiskUse};
 use crate::prepare::{Preparation, PrepareError, PreparedWorker};
 use crate::state::{FileKeeper, StateDirectory, StateError};
 use crate::streams::EventStream;
@@ -324,7 +325,8 @@ impl Supervisor {
         let firmware = Arc::clone(&self.firmware);
         let present = self.workers().await.unwrap_or_default();
         let present = present.into_iter().map(|status| status.name).collect();
-        let work = move || Preparation::new(&firmware, present).prepare(specs);
+        let disks = self.disk_store();
+        let work = move || Preparation::new(&firmware, disks, present).prepare(specs);
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             // Only a panic in there, or a runtime that is shutting down; neither has a remedy.
@@ -433,6 +435,21 @@ impl Supervisor {
     /// Hurts a worker whose spec allows it, to see its repair.
     pub async fn inject(&self, worker: WorkerName, fault: Fault) -> Result<(), InjectError> {
         self.system.inject(worker, fault).await
+    }
+
+    /// How much of its workers' disks is used, by worker and name; those of workers that are not
+    /// there any more included.
+    ///
+    /// # Errors
+    /// The directory of the disks cannot be read.
+    pub fn disks(&self) -> Result<Vec<DiskUse>, DiskError> {
+        let store = self.disk_store();
+        store.map_or_else(|| Ok(Vec::new()), |store| store.all())
+    }
+
+    fn disk_store(&self) -> Option<DiskStore> {
+        let state = self.state.as_ref()?;
+        Some(DiskStore::of(state.path()))
     }
 
     /// What the VMs boot from.

@@ -11,6 +11,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::stat::Mode;
 
+use crate::boot::disks::Disks;
 use crate::boot::{cgroup, early, network, ports, root, spec, users};
 use crate::clock;
 use crate::confinement::Confinement;
@@ -108,12 +109,16 @@ fn reached(control: &mut ControlPort, stage: BootStage) -> Result<(), String> {
 struct Booted {
     launcher: Launcher,
     confinement: Confinement,
-    disk: Option<OwnedFd>,
+    disks: Disks,
 }
 
 /// The stages behind `SpecRead`; an error says which one was not reached.
 fn boot(control: &mut ControlPort, spec: &GuestSpec) -> Result<Booted, (BootStage, String)> {
     let assembled = at(BootStage::Mounted, root::assemble(spec))?;
+    for message in assembled.disks.warnings() {
+        let queued = control.queue(&GuestMessage::Warning { message });
+        at(BootStage::Mounted, queued)?;
+    }
     at(BootStage::Mounted, root::switch())?;
     at(BootStage::Mounted, reached(control, BootStage::Mounted))?;
 
@@ -140,7 +145,7 @@ fn boot(control: &mut ControlPort, spec: &GuestSpec) -> Result<Booted, (BootStag
     Ok(Booted {
         launcher,
         confinement: Confinement::Cgroup(cgroup),
-        disk: assembled.disk,
+        disks: assembled.disks,
     })
 }
 
@@ -174,7 +179,7 @@ fn supervise(
     let Booted {
         launcher,
         confinement,
-        disk,
+        disks,
     } = booted;
     let exec = confinement
         .limits()
@@ -187,9 +192,7 @@ fn supervise(
         last_log_seq,
     } = finished.map_err(|error| error.to_string())?;
     nix::unistd::sync();
-    if let Some(disk) = &disk
-        && let Err(error) = root::close_disk(disk)
-    {
+    if let Err(error) = root::close(&disks) {
         let message = error.to_string();
         control
             .queue(&GuestMessage::Warning { message })

@@ -41,6 +41,22 @@ pub(crate) fn credit_entropy(random: &OwnedFd, seed: &[u8; 32]) -> nix::Result<(
         .map(drop)
 }
 
+/// Makes the mounted ext4 file system of `directory` this many blocks large (ext4's online resize).
+pub(crate) fn resize_ext4(directory: &OwnedFd, blocks: u64) -> nix::Result<()> {
+    /// `_IOW('f', 16, __u64)`.
+    const EXT4_IOC_RESIZE_FS: u32 = 0x4008_6610;
+    // SAFETY: EXT4_IOC_RESIZE_FS reads a u64, which lives through the call; on a directory of
+    // another file system it is ENOTTY.
+    Errno::result(unsafe {
+        libc::ioctl(
+            directory.as_raw_fd(),
+            EXT4_IOC_RESIZE_FS as _,
+            &raw const blocks,
+        )
+    })
+    .map(drop)
+}
+
 /// Sets this process's own nice value.
 pub(crate) fn set_own_nice(nice: i32) -> nix::Result<()> {
     // SAFETY: setpriority takes plain numbers; 0 is the calling process.

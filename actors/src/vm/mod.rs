@@ -269,10 +269,7 @@ impl VmActor {
                     fd: d.stream,
                 })
                 .collect(),
-            disks: self
-                .plan
-                .vm_disks()
-                .map_err(|e| format!("failed to hand over a disk: {e}"))?,
+            disks: self.plan.vm_disks().map_err(|e| text(&e))?,
             kernel_words: Vec::new(),
         };
         let mut command = self.env.vmm.command(launch).map_err(|e| text(&e))?;

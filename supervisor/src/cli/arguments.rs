@@ -3,6 +3,8 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
+use iii_proto::ids::WorkerName;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::workers_file::FILE_NAME;
@@ -80,6 +82,18 @@ Examples:
   iii-super firmware fetch             download what is missing now, not at the first run
   iii-super firmware path              the kernel's path, for scripts")]
     Firmware(FirmwareArguments),
+    /// Empty the disks of workers that do not run: what they kept between runs is gone
+    #[command(after_help = "\
+The disk that keeps a worker's root (`root: {persist: 2GiB}`) and its other disks become as they were
+before the first run. Refused while the worker runs. A worker that is no longer in the file may be
+named too.
+
+Exit codes: 0 emptied, 1 a worker has no disk or runs, 2 bad input.
+
+Examples:
+  iii-super reset db
+  iii-super reset db -f app/workers.yaml")]
+    Reset(ResetArguments),
     /// Print the JSON Schema of the workers file, for editors
     #[command(after_help = "\
 Example, for an editor with a YAML language server:
@@ -127,6 +141,19 @@ pub(super) struct FileArguments {
     /// Only these workers
     #[arg(value_name = "NAME")]
     pub(super) names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ResetArguments {
+    /// The workers
+    #[arg(value_name = "NAME", required = true)]
+    pub(super) names: Vec<WorkerName>,
+    /// The workers file, which names the project
+    #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
+    pub(super) file: PathBuf,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

@@ -96,6 +96,7 @@ fn describe(worker: &WorkerSpec) -> Value {
             // A kind that the file cannot name yet.
             _ => "other",
         },
+        "persist": worker.persist.map(format_size),
         "command": worker.command,
         "cwd": worker.cwd,
         "env": env,
@@ -108,7 +109,11 @@ fn describe(worker: &WorkerSpec) -> Value {
             "memory": format_size(resources.memory),
             "pids": resources.pids,
             "open_files": resources.open_files,
-            "disk": format_size(resources.disk.unwrap_or(resources.memory / 2)),
+            "disk": match worker.persist {
+                // Its changes are on the disk that persists.
+                Some(_) => Value::Null,
+                None => json!(format_size(resources.disk.unwrap_or(resources.memory / 2))),
+            },
         },
         "mounts": mounts,
         "ports": ports,

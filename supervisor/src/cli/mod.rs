@@ -9,6 +9,7 @@ mod config;
 mod firmware;
 mod progress;
 mod project;
+mod reset;
 mod run;
 mod say;
 mod service;
@@ -44,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args, &arguments.colour),
         Command::Config(args) => config::run(&args),
         Command::Doctor { json } => doctor(json, &arguments.colour),
+        Command::Reset(args) => reset::run(&args),
         Command::Firmware(args) => firmware::run(&args),
         Command::Schema => print(SCHEMA),
         Command::Completions { shell } => {

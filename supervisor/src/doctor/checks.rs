@@ -71,6 +71,7 @@ pub(super) fn all() -> Vec<Check> {
     checks.push(memory(
         &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
     ));
+    checks.push(mke2fs(crate::disks::mke2fs()));
     if let Ok(options) = &options {
         checks.push(disk(options.home.path()));
     }
@@ -297,6 +298,20 @@ fn memory(meminfo: &str) -> Check {
 /// libkrunfw, its kernel and room to replace both.
 const LITTLE_DISK: u64 = 200 << 20;
 
+/// What makes the disks that outlive a VM.
+fn mke2fs(found: Option<PathBuf>) -> Check {
+    let (id, title) = ("mke2fs", "mke2fs");
+    match found {
+        Some(path) => Check::ok(id, title, path.display().to_string()),
+        None => Check::warning(
+            id,
+            title,
+            "not found: a worker cannot keep its root between runs",
+            "install e2fsprogs (apt-get install e2fsprogs); other workers run without it",
+        ),
+    }
+}
+
 fn disk(home: &Path) -> Check {
     let (id, title) = ("disk", "cache");
     // The cache may not have been made yet; then its nearest ancestor tells.
@@ -356,6 +371,9 @@ mod tests {
         let split = usr_merge(|name| name != "bin");
         assert_eq!(split.verdict, Failure);
         assert!(split.found.contains("/bin"));
+
+        assert_eq!(mke2fs(Some("/sbin/mke2fs".into())).verdict, Ok);
+        assert_eq!(mke2fs(None).verdict, Warning);
 
         assert_eq!(open_files(1 << 20).verdict, Ok);
         assert_eq!(open_files(1024).verdict, Warning);

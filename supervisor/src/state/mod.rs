@@ -109,6 +109,11 @@ impl StateDirectory {
         (left.spec == record::digest(spec)).then(|| left.memory.clone())
     }
 
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Begins to keep.
     pub(crate) fn keeper(&self, bus: EventBus) -> std::io::Result<Arc<FileKeeper>> {
         FileKeeper::start(self.path.join(RECORD), bus).map(Arc::new)

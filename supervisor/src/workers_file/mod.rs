@@ -40,7 +40,6 @@ pub(crate) use duration::format as format_duration;
 pub use fault::{Fault, WorkersFileError};
 pub use node::Position;
 pub(crate) use reader::did_you_mean;
-#[cfg(feature = "cli")]
 pub(crate) use size::format as format_size;
 
 use node::{Node, Value};

@@ -42,6 +42,7 @@ fn keys_are_those_of_the_parser() {
     let not_yet: BTreeSet<String> = set(&["image"]);
     let worker: BTreeSet<String> = set(worker::KEYS).difference(&not_yet).cloned().collect();
     assert_eq!(keys("/$defs/worker"), worker);
+    assert_eq!(keys("/$defs/rootSettings"), set(worker::ROOT_KEYS));
     assert_eq!(keys("/$defs/resources"), set(worker::RESOURCES_KEYS));
     assert_eq!(keys("/$defs/restartPolicy"), set(restart::KEYS));
     assert_eq!(keys("/$defs/restartLimit"), set(restart::LIMIT_KEYS));

@@ -58,6 +58,7 @@ workers:
     network: none
     health: {tcp: 80}
   probe:
+    root: {persist: 2GiB}
     command: [sleep, "1000"]
     restart: {limit: none}
     health: {exec: test -e /tmp/ok}
@@ -110,6 +111,7 @@ fn every_key_is_understood() {
     ];
     assert_eq!(env, expected);
     assert_eq!(web.secret_env.iter().collect::<Vec<_>>(), ["TOKEN"]);
+    assert_eq!((web.persist, probe.persist), (None, Some(2 << 30)));
     assert_eq!(web.resources.cpus, 2);
     assert_eq!(web.resources.memory, 287 << 20, "rounded up to whole MiB");
     assert_eq!(web.resources.disk, Some(1 << 30));
@@ -295,6 +297,18 @@ fn single_faults() {
         ("command:", "has no value"),
         ("{}", "has no `command`"),
         ("command: x\n    root: debian", "is not one of host"),
+        (
+            "command: x\n    root: {persist: 1MiB}",
+            "1MiB is outside of 16MiB to 16TiB",
+        ),
+        (
+            "command: x\n    root: {persits: 1GiB}",
+            "did you mean `persist`?",
+        ),
+        (
+            "command: x\n    root: {persist: 1GiB}\n    resources: {disk: 1GiB}",
+            "take `disk` out",
+        ),
         ("command: x\n    image: node:22", "not supported yet"),
         (
             "command: x\n    depends_on: [nobody]",

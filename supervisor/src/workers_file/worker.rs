@@ -14,6 +14,7 @@ use super::ports::{Published, ports};
 use super::reader::{Reader, Setting};
 use super::restart::policy;
 use super::size;
+use crate::disks::{LEAST_DISK, MOST_DISK};
 
 /// Keys of a worker.
 pub(crate) const KEYS: &[&str] = &[
@@ -37,6 +38,9 @@ pub(crate) const KEYS: &[&str] = &[
     "boot_deadline",
     "heartbeat_timeout",
 ];
+
+/// Keys of `root:` where it is a map.
+pub(crate) const ROOT_KEYS: &[&str] = &["persist"];
 
 /// Keys of `resources:`.
 pub(crate) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids", "open_files", "disk"];
@@ -82,9 +86,7 @@ pub(crate) fn worker(
     };
     let mut spec = WorkerSpec::new(name, command.unwrap_or_default());
     if let Some(s) = fields.get("root") {
-        spec.root = reader
-            .word(&s, &[("host", ())])
-            .map_or(spec.root, |()| RootSpec::Host);
+        root(reader, &s, &mut spec);
     }
     let project = fields.get("path");
     spec.mounts = mounts(reader, project.as_ref(), fields.get("mounts").as_ref());
@@ -95,6 +97,13 @@ pub(crate) fn worker(
     (spec.env, spec.secret_env) = environment(reader, fields.get("env"), fields.get("env_file"));
     if let Some(s) = fields.get("resources") {
         spec.resources = resources(reader, &s);
+        if spec.persist.is_some() && spec.resources.disk.is_some() {
+            reader.fault_with_remedy(
+                &s,
+                "has `disk`, the size of a layer in memory, which a root that persists has not",
+                "take `disk` out: `root.persist` is the limit",
+            );
+        }
     }
     if let Some(s) = fields.get("ports") {
         spec.ports = ports(reader, &s, taken);
@@ -125,6 +134,21 @@ pub(crate) fn worker(
             .unwrap_or(spec.heartbeat_timeout);
     }
     Some(spec)
+}
+
+/// `host`, or a map.
+fn root(reader: &mut Reader<'_>, setting: &Setting<'_>, spec: &mut WorkerSpec) {
+    if !setting.is_map() {
+        if reader.word(setting, &[("host", ())]).is_some() {
+            spec.root = RootSpec::Host;
+        }
+        return;
+    }
+    if let Some(fields) = reader.fields(setting, ROOT_KEYS)
+        && let Some(s) = fields.get("persist")
+    {
+        spec.persist = size_within(reader, &s, LEAST_DISK, MOST_DISK);
+    }
 }
 
 fn resources(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Resources {

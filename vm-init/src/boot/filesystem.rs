@@ -166,6 +166,12 @@ impl NewRoot {
     }
 }
 
+/// Makes the file system at `path` read-only, on all its mounts.
+pub fn remount_read_only(path: &Path) -> nix::Result<()> {
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
+}
+
 /// A path to what the descriptor is open on; needs `/proc`.
 pub fn by_descriptor(fd: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))

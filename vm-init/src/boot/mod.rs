@@ -5,6 +5,7 @@
 //! one error enum whose message is for the user: it travels in `PoweringOff{SetupFailed}`.
 
 pub mod cgroup;
+pub mod disks;
 pub mod early;
 pub mod filesystem;
 pub mod netlink;

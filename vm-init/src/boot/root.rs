@@ -6,7 +6,6 @@
 //! all of them, and a full disk comes before out-of-memory.
 
 use std::fs::Permissions;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,12 +15,14 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, chroot, pivot_root};
 
-use super::filesystem::{Filesystem, FilesystemError, NewRoot, make_directory};
+use super::disks::{self, DiskError, Disks};
+use super::filesystem::{
+    Filesystem, FilesystemError, NewRoot, by_descriptor, make_directory, remount_read_only,
+};
 use super::network::{self, NetworkError};
 
 const VOLATILE: &str = "/run";
 const NEW_ROOT: &str = "/run/root";
-const DISK: &str = "/run/disk";
 
 /// Why the root cannot be assembled.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +42,9 @@ pub enum RootError {
     /// `/etc` is a symlink or a file.
     #[error("failed to assemble root: its /etc is no directory")]
     OddEtc,
-    /// No disk has this serial number.
-    #[error("failed to find disk: the VM has none with serial number {0:?}")]
-    NoDisk(String),
+    /// A disk cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A call failed.
     #[error("failed to {0}: {1}")]
     System(&'static str, Errno),
@@ -55,35 +56,25 @@ pub enum RootError {
 /// A root that can be switched to.
 #[derive(Debug)]
 pub struct Assembled {
-    /// The disk that holds the upper, if one does.
-    pub disk: Option<OwnedFd>,
+    /// The disks that it writes to.
+    pub disks: Disks,
 }
 
 /// Assembles the spec's root and everything that is mounted in it.
 pub fn assemble(spec: &GuestSpec) -> Result<Assembled, RootError> {
-    let base = mount_upper(&spec.root.upper)?;
+    let mut disks = Disks::default();
+    let base = mount_upper(&spec.root.upper, &mut disks)?;
     mount_overlay(spec, &base)?;
     let root = NewRoot::open(Path::new(NEW_ROOT))?;
     mount_base(&root)?;
     for (index, entry) in spec.mounts.iter().enumerate() {
-        mount_entry(&root, index, entry, &base)?;
+        mount_entry(&root, index, entry, &base, &mut disks)?;
     }
-    let disk = match spec.root.upper {
-        Upper::Disk { .. } => Some(
-            nix::fcntl::open(
-                DISK,
-                nix::fcntl::OFlag::O_PATH | nix::fcntl::OFlag::O_CLOEXEC,
-                nix::sys::stat::Mode::empty(),
-            )
-            .map_err(|errno| RootError::System("open the upper disk", errno))?,
-        ),
-        Upper::Tmpfs { .. } => None,
-    };
-    Ok(Assembled { disk })
+    Ok(Assembled { disks })
 }
 
 /// Mounts what holds the changes; the directory below which uppers are made.
-fn mount_upper(upper: &Upper) -> Result<PathBuf, RootError> {
+fn mount_upper(upper: &Upper, disks: &mut Disks) -> Result<PathBuf, RootError> {
     let size = match upper {
         Upper::Tmpfs { size_bytes } => format!("mode=0755,size={size_bytes}"),
         Upper::Disk { .. } => String::from("mode=0755,size=25%"),
@@ -92,18 +83,7 @@ fn mount_upper(upper: &Upper) -> Result<PathBuf, RootError> {
     tmpfs(&size).mount(Path::new(VOLATILE))?;
     match upper {
         Upper::Tmpfs { .. } => Ok(PathBuf::from(VOLATILE)),
-        Upper::Disk { serial } => {
-            let device = find_disk(serial)?;
-            make_directory(Path::new(DISK), 0o755)?;
-            Filesystem {
-                kind: "ext4",
-                source: &device,
-                flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-                options: "",
-            }
-            .mount(Path::new(DISK))?;
-            Ok(PathBuf::from(DISK))
-        }
+        Upper::Disk { serial } => Ok(disks.mount(serial)?.to_owned()),
     }
 }
 
@@ -114,21 +94,6 @@ fn tmpfs(options: &str) -> Filesystem<'_> {
         flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
         options,
     }
-}
-
-fn find_disk(serial: &str) -> Result<String, RootError> {
-    let missing = || RootError::NoDisk(serial.to_owned());
-    let entries = std::fs::read_dir("/sys/block").map_err(|_| missing())?;
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        if !name.as_encoded_bytes().starts_with(b"vd") {
-            continue;
-        }
-        if std::fs::read_to_string(entry.path().join("serial")).is_ok_and(|s| s.trim() == serial) {
-            return Ok(format!("/dev/{}", name.to_string_lossy()));
-        }
-    }
-    Err(missing())
 }
 
 fn mount_overlay(spec: &GuestSpec, base: &Path) -> Result<(), RootError> {
@@ -165,7 +130,7 @@ fn mount_lower(lower: &Lower, target: &Path) -> Result<(), RootError> {
         Lower::Export { tag } => export(tag, true).mount(target)?,
         Lower::Disk { serial } => Filesystem {
             kind: "erofs",
-            source: &find_disk(serial)?,
+            source: &disks::device(serial)?,
             flags: MsFlags::MS_RDONLY | MsFlags::MS_NODEV,
             options: "",
         }
@@ -270,7 +235,13 @@ fn mount_base(root: &NewRoot) -> Result<(), RootError> {
     Ok(())
 }
 
-fn mount_entry(root: &NewRoot, index: usize, entry: &Mount, base: &Path) -> Result<(), RootError> {
+fn mount_entry(
+    root: &NewRoot,
+    index: usize,
+    entry: &Mount,
+    base: &Path,
+    disks: &mut Disks,
+) -> Result<(), RootError> {
     match &entry.source {
         MountSource::Export { tag, read_only } => {
             root.mount(&export(tag, *read_only), &entry.target)?;
@@ -287,6 +258,16 @@ fn mount_entry(root: &NewRoot, index: usize, entry: &Mount, base: &Path) -> Resu
         MountSource::Tmpfs { size_bytes } => {
             let options = format!("mode=1777,size={size_bytes}");
             root.mount(&tmpfs(&options), &entry.target)?;
+        }
+        MountSource::Disk {
+            serial,
+            directory,
+            uid,
+            gid,
+        } => {
+            let source = disks.directory(serial, directory, *uid, *gid)?;
+            let source = by_descriptor(&source);
+            root.bind(&source.to_string_lossy(), &entry.target)?;
         }
     }
     Ok(())
@@ -328,14 +309,14 @@ pub fn switch() -> Result<(), RootError> {
     chdir("/").map_err(failed("enter the new root"))
 }
 
-/// Leaves the upper's disk clean: nothing can be written to it after this.
-pub fn close_disk(disk: &OwnedFd) -> Result<(), RootError> {
-    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-    let remount =
-        |target: &Path| mount(None::<&str>, target, None::<&str>, read_only, None::<&str>);
-    remount(Path::new("/")).map_err(|errno| RootError::System("close the root", errno))?;
-    remount(&super::filesystem::by_descriptor(disk))
-        .map_err(|errno| RootError::System("close the upper disk", errno))
+/// Leaves the disks clean: nothing can be written to them after this.
+pub fn close(disks: &Disks) -> Result<(), RootError> {
+    if disks.is_empty() {
+        return Ok(());
+    }
+    remount_read_only(Path::new("/"))
+        .map_err(|errno| RootError::System("close the root", errno))?;
+    Ok(disks.close()?)
 }
 
 #[cfg(test)]
