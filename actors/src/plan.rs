@@ -7,8 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use iii_net::config::{
-    GATEWAY_IPV4, GATEWAY_IPV6, GATEWAY_MAC, GUEST_IPV4, GUEST_IPV6, HOST_NAME, IPV4_PREFIX,
-    IPV6_PREFIX,
+    GATEWAY_IPV4, GATEWAY_IPV6, GUEST_IPV4, GUEST_IPV6, HOST_NAME, IPV4_PREFIX, IPV6_PREFIX,
 };
 use iii_net::{NetworkConfig, Policy, PublishedPort};
 use iii_proto::PROTOCOL_VERSION;
@@ -217,7 +216,6 @@ fn guest_network() -> GuestNetwork {
         ipv6: GUEST_IPV6,
         ipv6_prefix: IPV6_PREFIX,
         ipv6_gateway: GATEWAY_IPV6,
-        gateway_mac: GATEWAY_MAC,
         hosts: vec![(HOST_NAME.into(), GATEWAY_IPV4.into())],
     }
 }

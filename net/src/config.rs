@@ -16,8 +16,9 @@ pub const IPV4_PREFIX: u8 = 30;
 pub const GUEST_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd69, 0x6969, 0x6969, 0, 0, 0, 0, 2);
 /// The gateway's.
 pub const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfd69, 0x6969, 0x6969, 0, 0, 0, 0, 1);
-/// Prefix length of the two.
-pub const IPV6_PREFIX: u8 = 64;
+/// Prefix length of the two: with a wider one, the guest would look for every other address of it on
+/// a link that has nobody else, and wait, instead of hearing from the gateway.
+pub const IPV6_PREFIX: u8 = 126;
 /// Hardware address of the guest's interface (locally administered).
 pub const GUEST_MAC: [u8; 6] = [0x02, 0x69, 0x69, 0x69, 0x00, 0x02];
 /// Hardware address of the gateway.

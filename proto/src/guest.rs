@@ -140,9 +140,6 @@ pub struct GuestNetwork {
     pub ipv6_prefix: u8,
     /// Default route for IPv6.
     pub ipv6_gateway: Ipv6Addr,
-    /// Hardware address of the gateway, entered as a permanent neighbour: saves a round trip at
-    /// first use.
-    pub gateway_mac: [u8; 6],
     /// Lines for `/etc/hosts` beside `localhost` and the guest's own name.
     pub hosts: Vec<(String, std::net::IpAddr)>,
 }
@@ -180,6 +177,20 @@ pub enum GuestUser {
     },
     /// A name or `name:group` to look up in the guest's own `/etc/passwd` and `/etc/group`.
     Named(String),
+    /// The host knows the root's accounts and homes: in the guest there is nothing to look up and
+    /// nothing to make.
+    Known {
+        /// Login name, for `USER`.
+        name: String,
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+        /// All groups, `gid` among them.
+        groups: Vec<u32>,
+        /// Home directory, which exists.
+        home: String,
+    },
 }
 
 /// Limits of the workload's cgroup (v2). A limit that cannot be set is an error.

@@ -37,10 +37,15 @@ pub const LOG_PORT: &str = "iii.log";
 /// Name of the virtio-serial port that carries multiplexed exec sessions.
 pub const EXEC_PORT: &str = "iii.exec";
 
+/// The word of the kernel's command line that names the device of each port as
+/// `name:device,name:device`, such as `iii.control:vport0p1`. The kernel hands words that it does
+/// not know to its first process, in the environment.
+pub const PORTS_VARIABLE: &str = "III_PORTS";
+
 /// Where the boot medium (initramfs or boot export) holds the encoded [`guest::GuestSpec`].
 pub const GUEST_SPEC_PATH: &str = "/iii/spec";
-/// Where the boot medium holds the generated part of the root (`/etc` and friends), the lowest
-/// layer of the root's overlay.
+/// Where the boot medium holds the generated part of the root (`/etc` and friends): an EROFS image,
+/// the lowest layer of the root's overlay.
 pub const SKELETON_PATH: &str = "/iii/skeleton";
 
 /// The text by which a helper binary is recognised without being run. A helper holds it as

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 #[cfg(feature = "cli")]
+mod accounts;
 pub mod cli;
 mod disks;
 #[cfg(feature = "cli")]

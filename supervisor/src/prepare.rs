@@ -3,30 +3,29 @@
 
 mod disks;
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use iii_actors::plan::WorkerPlan;
-use iii_actors::spec::{Condition, NetworkMode, RootSpec, UserSpec, WorkerSpec};
+use iii_actors::spec::{Condition, NetworkMode, RootSpec, WorkerSpec};
 use iii_firmware::Firmware;
 use iii_firmware::initramfs::{Initramfs, InitramfsError};
+use iii_image::erofs::ErofsError;
 use iii_image::{
-    CommandError, CommandLookup, EntryKind, HostRoot, HostRootError, MountView, SkeletonEntry,
+    CommandError, CommandLookup, HostRoot, HostRootError, MountView, SkeletonEntry, skeleton,
 };
 use iii_net::policy::RuleError;
 use iii_net::{Policy, PolicyMode};
 use iii_proto::SKELETON_PATH;
-use iii_proto::guest::{GuestUser, Mount, MountSource, Root, Upper};
+use iii_proto::guest::{Mount, MountSource, Root, Upper};
 use iii_proto::ids::WorkerName;
 use iii_proto::vfs::VfsExport;
 
 use self::disks::PlannedDisks;
+use crate::accounts::{Account, Accounts};
 use crate::disks::{DiskError, DiskStore};
 use crate::order::launch_order;
 
-/// The user of a workload whose spec names none.
-const DEFAULT_USER: (&str, u32) = ("worker", 1000);
 /// virtio-mmio slots that are left for exports and disks beside the serial and the network device.
 const DEVICE_SLOTS: usize = 6;
 
@@ -145,6 +144,9 @@ pub enum PrepareFault {
     /// The boot medium cannot be made.
     #[error("failed to make the boot medium: {0}")]
     BootMedium(#[from] InitramfsError),
+    /// The root's generated part cannot be made.
+    #[error(transparent)]
+    Skeleton(#[from] ErofsError),
 }
 
 /// What several workers share: found once, when the first of them needs it.
@@ -241,12 +243,12 @@ impl<'a> Preparation<'a> {
             other => return Err(vec![PrepareFault::UnknownRoot(format!("{other:?}"))]),
         };
         let mut faults = Vec::new();
-        let user = user(&spec, &root.skeleton).unwrap_or_else(|fault| {
+        let accounts = Accounts::of(&root.skeleton);
+        let account = accounts.find(spec.user.as_ref()).unwrap_or_else(|fault| {
             faults.push(fault);
-            default_user()
+            Account::of_workers()
         });
-        let (uid, gid, home) = identity(&user);
-        let cwd = spec.cwd.clone().unwrap_or(home);
+        let cwd = spec.cwd.clone().unwrap_or_else(|| account.home.clone());
         match command(&spec, &root, &cwd) {
             Ok(program) => spec.command[0] = program,
             Err(fault) => faults.push(fault),
@@ -256,11 +258,14 @@ impl<'a> Preparation<'a> {
             Policy::default()
         });
         let disks = usize::from(spec.persist.is_some()) + spec.disks.len();
-        let (mut mounts, exports) = mounts(&spec, &root, uid, gid, disks, &mut faults);
+        let (mut mounts, exports) = mounts(&spec, &root, &account, disks, &mut faults);
         let listeners = listeners(&spec, &mut faults);
         // Made only for a worker that could be started otherwise.
         let disks = match faults.is_empty() {
-            true => disks::plan(&spec, self.disks.as_ref(), (uid, gid), &mut faults),
+            true => {
+                let owner = (account.uid, account.gid);
+                disks::plan(&spec, self.disks.as_ref(), owner, &mut faults)
+            }
             false => PlannedDisks::default(),
         };
         if !faults.is_empty() {
@@ -279,7 +284,7 @@ impl<'a> Preparation<'a> {
             mounts,
             exports,
             disks: disks.disks,
-            user,
+            user: accounts.for_guest(account, &spec.mounts),
             cwd,
             policy,
             listeners,
@@ -310,139 +315,11 @@ fn in_order(specs: Vec<WorkerSpec>) -> Result<Vec<WorkerSpec>, PrepareError> {
 }
 
 /// vm-init and the skeleton, which are the same at every boot.
-fn boot_medium(firmware: &Firmware, skeleton: &[SkeletonEntry]) -> Result<Vec<u8>, InitramfsError> {
+fn boot_medium(firmware: &Firmware, skeleton: &[SkeletonEntry]) -> Result<Vec<u8>, PrepareFault> {
     let mut medium = Initramfs::new();
     medium.init(firmware.init().bytes())?;
-    medium.dir(SKELETON_PATH, 0o755)?;
-    for entry in skeleton {
-        let path = format!("{SKELETON_PATH}{}", entry.path);
-        match &entry.kind {
-            EntryKind::Dir { mode } => medium.dir(&path, *mode)?,
-            EntryKind::File { mode, bytes } => medium.file(&path, *mode, bytes)?,
-            EntryKind::Symlink { target } => medium.symlink(&path, target)?,
-        };
-    }
+    medium.file(SKELETON_PATH, 0o400, &skeleton::image(skeleton)?)?;
     Ok(medium.finish())
-}
-
-fn default_user() -> GuestUser {
-    let (name, id) = DEFAULT_USER;
-    GuestUser::Ids {
-        name: name.into(),
-        uid: id,
-        gid: id,
-        home: format!("/home/{name}"),
-    }
-}
-
-/// Named users are looked up here, not in the guest: the file server must know the numbers.
-fn user(spec: &WorkerSpec, skeleton: &[SkeletonEntry]) -> Result<GuestUser, PrepareFault> {
-    let passwd = passwd(skeleton);
-    match &spec.user {
-        None => Ok(default_user()),
-        Some(UserSpec::Ids { uid, gid }) => {
-            let known = passwd.values().find(|entry| entry.uid == *uid);
-            let name = known.map_or_else(|| format!("u{uid}"), |entry| entry.name.clone());
-            let home = known.map_or_else(|| format!("/home/{name}"), |entry| entry.home.clone());
-            Ok(GuestUser::Ids {
-                name,
-                uid: *uid,
-                gid: *gid,
-                home,
-            })
-        }
-        Some(UserSpec::Named(text)) => named(text, &passwd, skeleton),
-    }
-}
-
-/// `name` or `name:group`, as the guest's own files have them.
-fn named(
-    text: &str,
-    passwd: &BTreeMap<String, PasswdEntry>,
-    skeleton: &[SkeletonEntry],
-) -> Result<GuestUser, PrepareFault> {
-    let (name, group) = match text.split_once(':') {
-        Some((name, group)) => (name, Some(group)),
-        None => (text, None),
-    };
-    let unknown = || {
-        let known: Vec<&str> = passwd.keys().map(String::as_str).collect();
-        PrepareFault::UnknownUser(text.to_owned(), known.join(", "))
-    };
-    let entry = passwd.get(name).ok_or_else(unknown)?;
-    let gid = match group {
-        None => entry.gid,
-        Some(group) => match group.parse() {
-            Ok(gid) => gid,
-            Err(_) => group_id(group, skeleton).ok_or_else(unknown)?,
-        },
-    };
-    Ok(GuestUser::Ids {
-        name: entry.name.clone(),
-        uid: entry.uid,
-        gid,
-        home: entry.home.clone(),
-    })
-}
-
-fn group_id(group: &str, skeleton: &[SkeletonEntry]) -> Option<u32> {
-    text_of(skeleton, "/etc/group").lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(group)).then(|| fields.nth(1)?.parse().ok())?
-    })
-}
-
-/// A file of the skeleton; empty if it has none of that name.
-fn text_of<'a>(skeleton: &'a [SkeletonEntry], path: &str) -> std::borrow::Cow<'a, str> {
-    skeleton
-        .iter()
-        .find_map(|entry| match &entry.kind {
-            EntryKind::File { bytes, .. } if entry.path == path => {
-                Some(String::from_utf8_lossy(bytes))
-            }
-            EntryKind::File { .. } | EntryKind::Dir { .. } | EntryKind::Symlink { .. } => None,
-        })
-        .unwrap_or_default()
-}
-
-#[derive(Debug)]
-struct PasswdEntry {
-    name: String,
-    uid: u32,
-    gid: u32,
-    home: String,
-}
-
-fn passwd(skeleton: &[SkeletonEntry]) -> BTreeMap<String, PasswdEntry> {
-    let text = text_of(skeleton, "/etc/passwd");
-    text.lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?.to_owned();
-            let uid = fields.nth(1)?.parse().ok()?;
-            let gid = fields.next()?.parse().ok()?;
-            let home = fields.nth(1)?.to_owned();
-            Some((
-                name.clone(),
-                PasswdEntry {
-                    name,
-                    uid,
-                    gid,
-                    home,
-                },
-            ))
-        })
-        .collect()
-}
-
-fn identity(user: &GuestUser) -> (u32, u32, String) {
-    match user {
-        GuestUser::Ids { uid, gid, home, .. } => (*uid, *gid, home.clone()),
-        GuestUser::Named(_) => {
-            let (name, id) = DEFAULT_USER;
-            (id, id, format!("/home/{name}"))
-        }
-    }
 }
 
 fn command(spec: &WorkerSpec, root: &HostRoot, cwd: &str) -> Result<String, PrepareFault> {
@@ -486,8 +363,7 @@ fn policy(spec: &WorkerSpec) -> Result<Policy, PrepareFault> {
 fn mounts(
     spec: &WorkerSpec,
     root: &HostRoot,
-    uid: u32,
-    gid: u32,
+    account: &Account,
     disks: usize,
     faults: &mut Vec<PrepareFault>,
 ) -> (Vec<Mount>, Vec<VfsExport>) {
@@ -539,8 +415,8 @@ fn mounts(
             tag,
             path,
             read_only: mount.read_only,
-            guest_uid: uid,
-            guest_gid: gid,
+            guest_uid: account.uid,
+            guest_gid: account.gid,
             listener_fd: -1,
             immutable: false,
         });
@@ -599,32 +475,6 @@ fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
 mod tests {
     use super::*;
 
-    fn skeleton() -> Vec<SkeletonEntry> {
-        let file = |path: &str, text: &str| SkeletonEntry {
-            path: path.into(),
-            kind: EntryKind::File {
-                mode: 0o644,
-                bytes: text.into(),
-            },
-            owner: iii_image::Owner::default(),
-        };
-        vec![
-            file(
-                "/etc/passwd",
-                "root:x:0:0::/root:/bin/sh\nworker:x:1000:1000::/home/worker:/bin/sh\n",
-            ),
-            file("/etc/group", "root:x:0:\nstaff:x:50:\n"),
-        ]
-    }
-
-    fn ids(text: &str) -> Option<(u32, u32)> {
-        let skeleton = skeleton();
-        match named(text, &passwd(&skeleton), &skeleton) {
-            Ok(GuestUser::Ids { uid, gid, .. }) => Some((uid, gid)),
-            Ok(GuestUser::Named(_)) | Err(_) => None,
-        }
-    }
-
     #[test]
     fn disks_take_slots_that_mounts_cannot_have() {
         assert!(too_many_mounts(5, 1, 0).is_none());
@@ -632,14 +482,5 @@ mod tests {
         assert!(text(6, 1, 0).contains("6 were asked for and a VM has slots for 5;"));
         assert!(text(4, 1, 2).contains("slots for 3 beside its 2 disks;"));
         assert!(text(6, 0, 1).contains("slots for 5 beside its disk;"));
-    }
-
-    #[test]
-    fn users_are_named_with_or_without_a_group() {
-        assert_eq!(ids("root"), Some((0, 0)));
-        assert_eq!(ids("worker:staff"), Some((1000, 50)));
-        assert_eq!(ids("worker:7"), Some((1000, 7)));
-        assert_eq!(ids("worker:nobody"), None);
-        assert_eq!(ids("nobody"), None);
     }
 }

@@ -98,7 +98,7 @@ impl Confinement {
                 cgroup.killed = true;
                 cgroup.group.kill()
             }
-            Self::ProcessGroup => match sys::kill_group_of(pid.0, SIGKILL) {
+            Self::ProcessGroup => match sys::kill(pid.0, true, SIGKILL) {
                 Ok(()) | Err(Errno::ESRCH) => Ok(()),
                 Err(errno) => Err(errno),
             },

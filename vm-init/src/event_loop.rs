@@ -113,12 +113,11 @@ enum Token {
     Exec,
     Stdout,
     Stderr,
-    Report,
     Probe,
 }
 
 impl Token {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 8] = [
         Self::Signals,
         Self::Timer,
         Self::Control,
@@ -126,7 +125,6 @@ impl Token {
         Self::Exec,
         Self::Stdout,
         Self::Stderr,
-        Self::Report,
         Self::Probe,
     ];
 }
@@ -148,9 +146,6 @@ pub struct EventLoop {
     timer: TimerFd,
     armed: Option<Duration>,
     connect_by: Duration,
-    report: Option<OwnedFd>,
-    /// What the main process wrote instead of becoming the program.
-    start_failure: Option<[u8; 5]>,
     probe: Option<RunningProbe>,
     cache_drop: Option<GuestPid>,
     /// `None`: as an ordinary process, or in a kernel without one.
@@ -214,8 +209,6 @@ impl EventLoop {
             timer,
             armed: None,
             connect_by: clock::uptime() + CONNECT_TIME,
-            report: None,
-            start_failure: None,
             probe: None,
             cache_drop: None,
             clock: Discipline::default(),
@@ -347,12 +340,7 @@ impl EventLoop {
     }
 
     fn signal(&mut self, pid: GuestPid, group: bool, signal: i32) -> Result<(), LoopError> {
-        let result = if group {
-            sys::kill_group_of(pid.0, signal)
-        } else {
-            sys::kill(pid.0, false, signal)
-        };
-        match result {
+        match sys::kill(pid.0, group, signal) {
             // It has just ended; its SIGCHLD is on its way.
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(errno) => self.warn(format!(
@@ -389,7 +377,7 @@ impl EventLoop {
         for event in &events[..count] {
             if event.data() >= exec::TOKENS {
                 if let Some(exec) = &mut self.exec {
-                    exec.on_event(event.data(), event.events(), clock::uptime())?;
+                    exec.on_event(event.data(), event.events())?;
                 }
                 continue;
             }
@@ -442,7 +430,6 @@ impl EventLoop {
                 self.output.on_readable(Stream::Stderr);
                 Ok(())
             }
-            Token::Report => self.on_report(),
             Token::Probe => self.on_probe(),
         }
     }

@@ -1,5 +1,8 @@
 //! Starting the workload and exec probes: everything that can be prepared is prepared once, so that
-//! a restart is two pipes and a fork.
+//! a restart is two pipes and a child that borrows this process's memory until its execve.
+//!
+//! This process waits for that execve. Where it hangs (a program on a dead network mount) PID 1
+//! hangs with it, its heartbeats stop, and the host replaces the VM.
 
 use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +18,7 @@ use nix::unistd::{Gid, Uid, fchown, pipe2};
 
 use crate::confinement::Confinement;
 use crate::program::{self, ChildFailure, c_strings};
-use crate::sys::{self, CStringArray, ChildPlan, Credentials};
+use crate::sys::{self, CStringArray, ChildPlan, ChildStack, Credentials, StepFailure};
 
 /// Why a program cannot be started.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -44,6 +47,14 @@ pub enum LaunchError {
         /// Why.
         errno: Errno,
     },
+    /// The child did not become the program.
+    #[error("failed to start {program:?}: {reason}")]
+    Child {
+        /// As the spec names it.
+        program: String,
+        /// What went wrong.
+        reason: String,
+    },
 }
 
 /// As whom and where a workload runs.
@@ -65,7 +76,7 @@ pub(crate) struct Surroundings {
     pub(crate) cwd: String,
     pub(crate) identity: Identity,
     pub(crate) open_files: Option<u64>,
-    /// This process has a nice value and out-of-memory score that its children must not have.
+    /// This process has a nice value that its children must not have.
     pub(crate) reset_priority: bool,
     /// `/dev/null`, for reading and writing.
     pub(crate) null: OwnedFd,
@@ -104,15 +115,6 @@ impl Program {
     }
 }
 
-/// A child that was just made.
-#[derive(Debug)]
-pub struct Child {
-    /// Its process, leader of its session and process group.
-    pub pid: GuestPid,
-    /// Reads end-of-file once execve has succeeded; else hand it to [`Launcher::failure`].
-    pub report: OwnedFd,
-}
-
 /// The workload's output, from vm-init's side.
 #[derive(Debug)]
 pub struct OutputPipes {
@@ -130,11 +132,12 @@ pub struct Launcher {
     search: std::ffi::OsString,
     cwd: CString,
     surroundings: Surroundings,
+    stack: ChildStack,
 }
 
 impl Launcher {
     /// Prepares the start of `workload` and of an exec probe. `reset_priority`: this process has a
-    /// nice value and out-of-memory score that its children must not have.
+    /// nice value that its children must not have.
     pub fn new(
         workload: &Workload,
         probe: Option<&[String]>,
@@ -166,6 +169,7 @@ impl Launcher {
                 reset_priority,
                 null,
             },
+            stack: ChildStack::new(),
         })
     }
 
@@ -174,20 +178,21 @@ impl Launcher {
         &self.surroundings
     }
 
-    /// Makes the workload's process.
-    pub fn start(&mut self, within: &Confinement) -> Result<(Child, OutputPipes), LaunchError> {
+    /// Makes the workload's process, leader of its session and process group; returns when it has
+    /// become the program. All signals must be blocked.
+    pub fn start(&mut self, within: &Confinement) -> Result<(GuestPid, OutputPipes), LaunchError> {
         let name = &self.workload.name;
         let system = |step| move |errno| system_error(name, step, errno);
         let (stdout, stdout_write) = output_pipe(&self.surroundings.identity)
             .map_err(|(step, errno)| system(step)(errno))?;
         let (stderr, stderr_write) = output_pipe(&self.surroundings.identity)
             .map_err(|(step, errno)| system(step)(errno))?;
-        let child = self.make(false, within, Some((&stdout_write, &stderr_write)))?;
-        Ok((child, OutputPipes { stdout, stderr }))
+        let pid = self.make(false, within, Some((&stdout_write, &stderr_write)))?;
+        Ok((pid, OutputPipes { stdout, stderr }))
     }
 
-    /// Makes the process of the exec probe; its output is discarded.
-    pub fn start_probe(&mut self, within: &Confinement) -> Result<Child, LaunchError> {
+    /// Makes the process of the exec probe, as [`Self::start`] does; its output is discarded.
+    pub fn start_probe(&mut self, within: &Confinement) -> Result<GuestPid, LaunchError> {
         self.make(true, within, None)
     }
 
@@ -196,7 +201,7 @@ impl Launcher {
         probe: bool,
         within: &Confinement,
         output: Option<(&OwnedFd, &OwnedFd)>,
-    ) -> Result<Child, LaunchError> {
+    ) -> Result<GuestPid, LaunchError> {
         let program = match (probe, self.probe.as_mut()) {
             (false, _) => &mut self.workload,
             (true, Some(program)) => program,
@@ -207,11 +212,9 @@ impl Launcher {
         let Some(path) = program.path.as_ref() else {
             return Err(LaunchError::EmptyCommand);
         };
-        let (report, report_write) =
-            report_pipe().map_err(|(step, errno)| system_error(&program.name, step, errno))?;
-        let null = &self.surroundings.null;
+        let Surroundings { null, identity, .. } = &self.surroundings;
         let (stdout, stderr) = output.unwrap_or((null, null));
-        let pid = sys::spawn(&ChildPlan {
+        let plan = ChildPlan {
             path,
             argv: &program.argv,
             env: &self.env,
@@ -220,27 +223,28 @@ impl Launcher {
             stdout: stdout.as_fd(),
             stderr: stderr.as_fd(),
             terminal: false,
-            report: report_write.as_fd(),
             cgroup: within.cgroup(),
-            credentials: self.surroundings.identity.credentials.as_ref(),
+            credentials: identity.credentials.as_ref(),
             open_files: self.surroundings.open_files,
             reset_priority: self.surroundings.reset_priority,
-        })
-        .map_err(|e| system_error(&program.name, "make a process", e))?;
-        Ok(Child {
-            pid: GuestPid(pid.as_raw()),
-            report,
-        })
-    }
-
-    /// Why the workload's child never became the program, by what it wrote before it ended.
-    pub fn failure(&mut self, report: [u8; 5]) -> String {
-        let Surroundings { cwd, identity, .. } = &self.surroundings;
-        // Looked for anew at the next start: the user may have put another one in its place.
-        let path = self.workload.path.take().unwrap_or_default();
-        let path = Path::new(OsStr::from_bytes(path.as_bytes()));
-        let why = ChildFailure::parse(report).describe(path, cwd, &identity.name);
-        format!("failed to start {:?}: {why}", self.workload.name)
+        };
+        match sys::spawn(&plan, &mut self.stack) {
+            Ok(pid) => Ok(GuestPid(pid.as_raw())),
+            Err(StepFailure::Clone(errno)) => {
+                Err(system_error(&program.name, "make a process", errno))
+            }
+            Err(StepFailure::Step(step, errno)) => {
+                let path = Path::new(OsStr::from_bytes(path.as_bytes()));
+                let failure = ChildFailure { step, errno };
+                let reason = failure.describe(path, cwd, &identity.name);
+                // Looked for anew at the next start: it may come with what is mounted by then.
+                program.path = None;
+                Err(LaunchError::Child {
+                    program: program.name.clone(),
+                    reason,
+                })
+            }
+        }
     }
 }
 
@@ -270,13 +274,6 @@ fn prepare_pipe(ours: &OwnedFd, identity: &Identity) -> Result<(), FailedStep> {
             .map_err(|errno| ("give a pipe to the user", errno))?;
     }
     Ok(())
-}
-
-/// The pipe through which a child tells what kept it from becoming its program.
-pub(crate) fn report_pipe() -> Result<(OwnedFd, OwnedFd), FailedStep> {
-    let (report, write) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| ("make a pipe", errno))?;
-    fcntl(&report, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|e| ("set up a pipe", e))?;
-    Ok((report, write))
 }
 
 fn system_error(program: &str, step: &'static str, errno: Errno) -> LaunchError {

@@ -23,6 +23,9 @@ mod sys {
 }
 
 fn entry() -> c_int {
+    if std::process::id() == 1 {
+        vm_init::pid1::run();
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.as_slice() {
         [command, spec, control, log] if command == "supervise" => {
@@ -37,7 +40,6 @@ fn entry() -> c_int {
                 Err(message) => complain(&message),
             }
         }
-        _ if std::process::id() == 1 => vm_init::pid1::run(),
         _ => complain("usage: vm-init supervise SPEC_FILE CONTROL_FD LOG_FD"),
     }
 }

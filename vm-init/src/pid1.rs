@@ -1,12 +1,13 @@
 //! The guest's entry: boot, supervise, power off.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::Duration;
 
 use iii_proto::control::{BootStage, GuestMessage, PowerOffReason};
 use iii_proto::guest::{GuestSpec, Probe};
-use iii_proto::{CONTROL_PORT, EXEC_PORT, GUEST_SPEC_PATH, LOG_PORT, PROTOCOL_VERSION};
+use iii_proto::{
+    CONTROL_PORT, EXEC_PORT, GUEST_SPEC_PATH, LOG_PORT, PORTS_VARIABLE, PROTOCOL_VERSION,
+};
 use nix::fcntl::{OFlag, open};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::stat::Mode;
@@ -40,12 +41,15 @@ fn say(message: &str) {
 }
 
 fn guest() -> Result<(), String> {
-    let begun = early::mount_kernel_filesystems()
+    let in_memory = early::is_in_memory();
+    let begun = early::name_self()
+        .and_then(|()| early::mount_devices())
         .and_then(|()| early::open_standard_descriptors())
-        .and_then(|()| early::protect_self());
+        .and_then(|()| early::protect_self(in_memory));
     begun.map_err(|error| error.to_string())?;
-    let [control, log, exec] =
-        ports::open_all([CONTROL_PORT, LOG_PORT, EXEC_PORT]).map_err(|e| e.to_string())?;
+    let announced = std::env::var(PORTS_VARIABLE).unwrap_or_default();
+    let ports = ports::open_all([CONTROL_PORT, LOG_PORT, EXEC_PORT], &announced);
+    let [control, log, exec] = ports.map_err(|e| e.to_string())?;
     let init_at = clock::uptime();
     let mut control = ControlPort::new(control);
     let spec = match spec::take(GUEST_SPEC_PATH) {
@@ -54,7 +58,7 @@ fn guest() -> Result<(), String> {
     };
     let greeted = greet(&mut control, &spec, init_at);
     let stages = greeted.map_err(|error| (BootStage::SpecRead, error));
-    match stages.and_then(|()| boot(&mut control, &spec)) {
+    match stages.and_then(|()| boot(&mut control, &spec, in_memory)) {
         Ok(booted) => supervise(control, log, exec, spec, booted),
         Err((stage, message)) => Err(fail(control, stage, message)),
     }
@@ -83,7 +87,9 @@ fn greet(control: &mut ControlPort, spec: &GuestSpec, init_at: Duration) -> Resu
     control
         .queue(&stage_at(BootStage::Init, init_at))
         .map_err(|error| error.to_string())?;
-    clock::set_wall_ns(spec.host_time_unix_ns)
+    // The host read its clock before it started the VMM; since then the guest's has run.
+    let since = u64::try_from(clock::uptime().as_nanos()).unwrap_or(u64::MAX);
+    clock::set_wall_ns(spec.host_time_unix_ns.saturating_add(since))
         .map_err(|errno| format!("failed to set the guest's clock: {errno}"))?;
     open(
         "/dev/random",
@@ -110,20 +116,26 @@ struct Booted {
     launcher: Launcher,
     confinement: Confinement,
     disks: Disks,
+    /// Closed at the end: that costs the kernel more than all else that is closed before the start.
+    _network_socket: OwnedFd,
 }
 
 /// The stages behind `SpecRead`; an error says which one was not reached.
-fn boot(control: &mut ControlPort, spec: &GuestSpec) -> Result<Booted, (BootStage, String)> {
+fn boot(
+    control: &mut ControlPort,
+    spec: &GuestSpec,
+    in_memory: bool,
+) -> Result<Booted, (BootStage, String)> {
     let assembled = at(BootStage::Mounted, root::assemble(spec))?;
     for message in assembled.disks.warnings() {
         let queued = control.queue(&GuestMessage::Warning { message });
         at(BootStage::Mounted, queued)?;
     }
-    at(BootStage::Mounted, root::switch())?;
+    at(BootStage::Mounted, root::switch(in_memory))?;
     at(BootStage::Mounted, reached(control, BootStage::Mounted))?;
 
     let network = spec.network.as_ref();
-    at(BootStage::NetworkUp, network::bring_up(network))?;
+    let network_socket = at(BootStage::NetworkUp, network::bring_up(network))?;
     at(BootStage::NetworkUp, reached(control, BootStage::NetworkUp))?;
 
     let (identity, warning) = at(BootStage::Prepared, users::resolve(&spec.workload.user))?;
@@ -132,7 +144,6 @@ fn boot(control: &mut ControlPort, spec: &GuestSpec) -> Result<Booted, (BootStag
         at(BootStage::Prepared, queued)?;
     }
     let cgroup = at(BootStage::Prepared, cgroup::make(&spec.workload.limits))?;
-    at(BootStage::Prepared, check_directory(&spec.workload.cwd))?;
     let probe = match spec.health.as_ref().map(|check| &check.probe) {
         Some(Probe::Exec(command)) => Some(command.as_slice()),
         Some(Probe::Tcp(_) | Probe::Http { .. }) | None => None,
@@ -146,6 +157,7 @@ fn boot(control: &mut ControlPort, spec: &GuestSpec) -> Result<Booted, (BootStag
         launcher,
         confinement: Confinement::Cgroup(cgroup),
         disks: assembled.disks,
+        _network_socket: network_socket,
     })
 }
 
@@ -154,18 +166,6 @@ fn at<T>(
     result: Result<T, impl std::fmt::Display>,
 ) -> Result<T, (BootStage, String)> {
     result.map_err(|error| (stage, error.to_string()))
-}
-
-fn check_directory(cwd: &str) -> Result<(), String> {
-    let what = match std::fs::metadata(Path::new(cwd)) {
-        Ok(found) if found.is_dir() => return Ok(()),
-        Ok(_) => String::from("it is no directory in the guest"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            String::from("no such directory in the guest; is it part of the image or of `mounts`?")
-        }
-        Err(error) => error.to_string(),
-    };
-    Err(format!("failed to enter working directory {cwd:?}: {what}"))
 }
 
 fn supervise(
@@ -180,6 +180,7 @@ fn supervise(
         launcher,
         confinement,
         disks,
+        _network_socket,
     } = booted;
     let exec = confinement
         .limits()

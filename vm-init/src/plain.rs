@@ -67,7 +67,7 @@ pub fn run(spec: &Path, control: i32, log: i32) -> Result<PowerOffReason, PlainE
             home: home.clone(),
             credentials: None,
         },
-        GuestUser::Ids { .. } | GuestUser::Named(_) => {
+        GuestUser::Ids { .. } | GuestUser::Named(_) | GuestUser::Known { .. } => {
             return Err(PlainError::GuestOnly(
                 "the workload's user must be the caller, by its ids",
             ));

@@ -99,45 +99,40 @@ pub(crate) fn c_strings(strings: impl Iterator<Item = String>) -> Result<CString
 /// Why a child never became its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ChildFailure {
-    /// Where it ended; `None` for a report that makes no sense.
-    pub(crate) step: Option<ChildStep>,
+    /// Where it ended.
+    pub(crate) step: ChildStep,
     /// Why.
     pub(crate) errno: Errno,
 }
 
 impl ChildFailure {
-    /// What the child wrote into its report pipe.
-    pub(crate) fn parse([step, errno @ ..]: [u8; 5]) -> Self {
-        Self {
-            step: ChildStep::from_byte(step),
-            errno: Errno::from_raw(i32::from_le_bytes(errno)),
-        }
-    }
-
     /// In words, for `path` and `cwd` as the user of that name sees them.
-    pub(crate) fn describe(self, path: &Path, cwd: &str, user: &str) -> String {
+    pub(crate) fn describe(self, path: &Path, cwd: &Path, user: &str) -> String {
         let Self { step, errno } = self;
         let step = match step {
-            Some(ChildStep::Execute) => return execute_failure(path, errno),
-            Some(ChildStep::Directory) => {
+            ChildStep::Execute => return execute_failure(path, errno),
+            ChildStep::Directory => {
+                let hint = match errno {
+                    Errno::ENOENT => " in the guest; is it part of the image or of `mounts`?",
+                    _ => "",
+                };
                 return format!(
-                    "failed to enter working directory {cwd:?} as user {user:?}: {}",
+                    "failed to enter working directory {cwd:?} as user {user:?}: {}{hint}",
                     errno.desc()
                 );
             }
-            Some(ChildStep::Session) => "make a session",
-            Some(ChildStep::Descriptors) => "set up its output",
-            Some(ChildStep::Terminal) => "take over its terminal",
-            Some(ChildStep::Priority) => "reset its priority",
-            Some(ChildStep::Limits) => "set its limit of open files",
-            Some(ChildStep::Credentials) => "become its user",
-            None => "report what failed",
+            ChildStep::Session => "make a session",
+            ChildStep::Descriptors => "set up its output",
+            ChildStep::Terminal => "take over its terminal",
+            ChildStep::Priority => "reset its priority",
+            ChildStep::Limits => "set its limit of open files",
+            ChildStep::Credentials => "become its user",
         };
         format!("failed to {step}: {}", errno.desc())
     }
 }
 
-/// What execve's terse errors mean for a file that exists.
+/// What execve's terse errors mean.
 fn execute_failure(path: &Path, errno: Errno) -> String {
     let shown = path.display();
     match errno {
@@ -150,6 +145,7 @@ fn execute_failure(path: &Path, errno: Errno) -> String {
                  libc?)"
             ),
         },
+        Errno::ENOENT => format!("there is no {shown} in the guest"),
         Errno::ENOEXEC => {
             format!("{shown} is neither a program for this machine nor a script with a #! line")
         }
@@ -226,6 +222,8 @@ mod tests {
         std::fs::write(&script, "#! /no/such/python3 -u\nprint()").unwrap();
         let message = execute_failure(&script, Errno::ENOENT);
         assert!(message.contains("\"/no/such/python3\""), "{message}");
+        let message = execute_failure(&dir.path().join("other"), Errno::ENOENT);
+        assert!(message.starts_with("there is no /"), "{message}");
     }
 
     proptest! {

@@ -83,8 +83,10 @@ pub fn parse_frame<'a>(
     if header[6..12] != link.guest_mac {
         return Err(Reject::Spoofed);
     }
-    // Multicast frames carry the guest's first words (ARP and neighbour solicitation).
-    if header[0..6] != link.gateway_mac && header[0] & 1 == 0 {
+    // Multicast frames carry the first words of a guest that resolves addresses (ARP and neighbour
+    // solicitation). One that does not (IFF_NOARP) writes its own address for all others'.
+    let to = &header[0..6];
+    if to != link.gateway_mac && to != link.guest_mac && header[0] & 1 == 0 {
         return Err(Reject::Unsupported);
     }
     match be16(header, 12) {

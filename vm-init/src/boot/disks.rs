@@ -5,23 +5,25 @@
 //! wrote, never a program of the host. A disk that has grown since is grown into at the same time.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::MsFlags;
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{Gid, Uid, fchownat};
 
+use super::early::{self, EarlyError};
 use super::filesystem::{
-    Filesystem, FilesystemError, NewRoot, by_descriptor, make_directory, remount_read_only,
+    Filesystem, FilesystemError, by_descriptor, make_directory, remount_read_only,
 };
 use crate::sys;
 
-/// Where they are mounted before the switch to the new root, out of which nothing leads here.
-const DISKS: &str = "/run/disks";
+/// Where they are mounted, below the directory from which relative paths lead while the root is
+/// assembled. Nothing leads here once it is.
+const DISKS: &str = "disks";
 
 /// Why a disk cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +37,12 @@ pub enum DiskError {
          nothing uses it"
     )]
     Mount(FilesystemError),
-    /// A directory of it cannot be made.
+    /// The kernel's own files cannot be seen.
     #[error(transparent)]
-    Directory(#[from] FilesystemError),
+    Early(#[from] EarlyError),
+    /// The place to mount it on cannot be made.
+    #[error(transparent)]
+    Place(#[from] FilesystemError),
     /// A call failed.
     #[error("failed to {what} disk {serial:?}: {errno}")]
     System {
@@ -72,6 +77,10 @@ impl Disks {
 
     /// Mounts a disk, unless it is already; where it is.
     pub fn mount(&mut self, serial: &str) -> Result<&Path, DiskError> {
+        Ok(&self.mounted(serial)?.path)
+    }
+
+    fn mounted(&mut self, serial: &str) -> Result<&Disk, DiskError> {
         let at = match self.mounted.iter().position(|disk| disk.serial == serial) {
             Some(at) => at,
             None => {
@@ -79,7 +88,7 @@ impl Disks {
                 self.mounted.len() - 1
             }
         };
-        Ok(&self.mounted[at].path)
+        Ok(&self.mounted[at])
     }
 
     /// A directory of a disk, made if it is missing, and given to its owner.
@@ -90,16 +99,19 @@ impl Disks {
         uid: u32,
         gid: u32,
     ) -> Result<OwnedFd, DiskError> {
-        let top = NewRoot::open(self.mount(serial)?)?;
-        let found = top.directory(&Path::new("/").join(directory))?;
-        let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-        fchownat(&found, "", owner, group, AtFlags::AT_EMPTY_PATH).map_err(|errno| {
-            DiskError::System {
-                what: "give a directory of",
+        let system = |what| {
+            move |errno| DiskError::System {
+                what,
                 serial: serial.to_owned(),
                 errno,
             }
-        })?;
+        };
+        let top = &self.mounted(serial)?.top;
+        let found = directory_inside(top, &Path::new("/").join(directory))
+            .map_err(system("make a directory on"))?;
+        let (owner, group) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        fchownat(&found, "", owner, group, AtFlags::AT_EMPTY_PATH)
+            .map_err(system("give a directory of"))?;
         Ok(found)
     }
 
@@ -131,7 +143,7 @@ impl Disks {
 
 impl Disk {
     fn mount(serial: &str) -> Result<Self, DiskError> {
-        let device = find(serial).ok_or_else(|| DiskError::Missing(serial.to_owned()))?;
+        let device = name_of(serial)?;
         let system = |what| {
             move |errno| DiskError::System {
                 what,
@@ -165,8 +177,43 @@ impl Disk {
 
 /// The block device with this serial number.
 pub fn device(serial: &str) -> Result<String, DiskError> {
-    let name = find(serial).ok_or_else(|| DiskError::Missing(serial.to_owned()))?;
-    Ok(format!("/dev/{name}"))
+    Ok(format!("/dev/{}", name_of(serial)?))
+}
+
+fn name_of(serial: &str) -> Result<String, DiskError> {
+    early::mount_sys()?;
+    find(serial).ok_or_else(|| DiskError::Missing(serial.to_owned()))
+}
+
+/// The directory at `path`, made with its parents where it is missing. A symlink that an earlier
+/// guest has left on the disk leads nowhere else than in it.
+fn directory_inside(top: &OwnedFd, path: &Path) -> nix::Result<OwnedFd> {
+    let resolve = |path: &Path| {
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        openat2(top.as_fd(), path, how)
+    };
+    match resolve(path) {
+        Err(Errno::ENOENT) => {}
+        other => return other,
+    }
+    let mut walked = PathBuf::from("/");
+    let mut parent = resolve(&walked)?;
+    for component in path.components() {
+        let Component::Normal(name) = component else {
+            continue;
+        };
+        walked.push(name);
+        parent = match resolve(&walked) {
+            Err(Errno::ENOENT) => {
+                mkdirat(parent.as_fd(), name, Mode::from_bits_truncate(0o755))?;
+                resolve(&walked)?
+            }
+            other => other?,
+        };
+    }
+    Ok(parent)
 }
 
 /// The name of the block device with this serial number.
@@ -224,6 +271,24 @@ fn extent(superblock: &[u8; SUPERBLOCK]) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_are_made_on_the_disk_even_over_absolute_symlinks() {
+        let outer = tempfile::tempdir().unwrap();
+        let inner = outer.path().join("disk");
+        std::fs::create_dir_all(inner.join("var")).unwrap();
+        std::fs::create_dir_all(inner.join("run")).unwrap();
+        std::os::unix::fs::symlink("/run", inner.join("var/run")).unwrap();
+        std::os::unix::fs::symlink("../../..", inner.join("up")).unwrap();
+        std::fs::write(inner.join("file"), "").unwrap();
+        let top = File::open(&inner).unwrap().into();
+        for (path, made) in [("/var/run/a/b", "run/a/b"), ("/up/c", "c"), ("/../d", "d")] {
+            directory_inside(&top, Path::new(path)).unwrap();
+            assert!(inner.join(made).is_dir(), "{path}");
+        }
+        let in_the_way = directory_inside(&top, Path::new("/file/sub"));
+        assert_eq!(in_the_way.unwrap_err(), Errno::ENOTDIR);
+    }
 
     #[test]
     fn a_superblock_tells_blocks_and_their_size() {

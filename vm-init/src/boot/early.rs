@@ -1,6 +1,7 @@
-//! The first instants of PID 1: the kernel's file systems on the boot medium, descriptors 0 to 2,
-//! and a place in the scheduler and in memory from which the workload cannot push it out.
+//! The first instants of PID 1: its name, the devices, descriptors 0 to 2, and a place in the
+//! scheduler and in memory from which the workload cannot push it out.
 
+use std::ffi::CStr;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::fd::AsRawFd;
@@ -21,6 +22,9 @@ use crate::sys;
 /// `/dev/console`.
 const CONSOLE: &str = "/dev/hvc0";
 
+/// As `/proc/1/comm` shows it; the kernel calls its first process after the file, `init`.
+const NAME: &CStr = c"vm-init";
+
 /// Why nothing can begin.
 #[derive(Debug, thiserror::Error)]
 pub enum EarlyError {
@@ -35,32 +39,51 @@ pub enum EarlyError {
     Write(&'static str, std::io::Error),
 }
 
-/// Mounts /proc, /sys and /dev of the boot medium.
-pub fn mount_kernel_filesystems() -> Result<(), EarlyError> {
-    let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    for (kind, target, flags) in [
-        ("proc", "/proc", safe),
-        ("sysfs", "/sys", safe),
-        ("devtmpfs", "/dev", MsFlags::MS_NOSUID),
-    ] {
-        make_directory(Path::new(target), 0o755)?;
-        let filesystem = Filesystem {
-            kind,
-            source: kind,
-            flags,
-            options: "",
-        };
-        match filesystem.mount(Path::new(target)) {
-            // The kernel mounts /dev itself where its root is no initramfs.
-            Ok(())
-            | Err(FilesystemError::Mount {
-                errno: Errno::EBUSY,
-                ..
-            }) => {}
-            Err(error) => return Err(error.into()),
-        }
+/// Names this process for whoever lists the guest's.
+pub fn name_self() -> Result<(), EarlyError> {
+    nix::sys::prctl::set_name(NAME).map_err(|errno| EarlyError::System("name itself", errno))
+}
+
+/// Mounts /dev on the boot medium; it moves to the new root with all that is in it.
+pub fn mount_devices() -> Result<(), EarlyError> {
+    let target = Path::new("/dev");
+    make_directory(target, 0o755)?;
+    let devices = Filesystem {
+        kind: "devtmpfs",
+        source: "devtmpfs",
+        flags: MsFlags::MS_NOSUID,
+        options: "",
+    };
+    match devices.mount(target) {
+        // The kernel mounts /dev itself where its root is no initramfs.
+        Ok(())
+        | Err(FilesystemError::Mount {
+            errno: Errno::EBUSY,
+            ..
+        }) => Ok(()),
+        Err(error) => Err(error.into()),
     }
-    Ok(())
+}
+
+/// Mounts /sys on the boot medium, where something must be looked for in it before the new root has
+/// one.
+pub fn mount_sys() -> Result<(), EarlyError> {
+    let target = Path::new("/sys");
+    make_directory(target, 0o755)?;
+    let sys = Filesystem {
+        kind: "sysfs",
+        source: "sysfs",
+        flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        options: "",
+    };
+    match sys.mount(target) {
+        Ok(())
+        | Err(FilesystemError::Mount {
+            errno: Errno::EBUSY,
+            ..
+        }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Opens descriptors 0 to 2 where the kernel gave none, so that no later descriptor gets such a
@@ -87,26 +110,27 @@ pub fn open_standard_descriptors() -> Result<(), EarlyError> {
     result.map_err(|errno| EarlyError::System("set up descriptors 0 to 2", errno))
 }
 
-/// Keeps this process scheduled, in memory, and last in line for the out-of-memory killer.
-/// The workload's processes get the ordinary values back (see `ChildPlan`).
-pub fn protect_self() -> Result<(), EarlyError> {
+/// Keeps this process scheduled and in memory. The out-of-memory killer never takes PID 1 of the
+/// machine, whatever its score. The workload gets the ordinary nice value back (see `ChildPlan`).
+pub fn protect_self(in_memory: bool) -> Result<(), EarlyError> {
     sys::set_own_nice(-20).map_err(|errno| EarlyError::System("raise its own priority", errno))?;
     // Still the next to run, but not in the middle of another's time slice: on one CPU it would
     // read a command's output after each write of 4 or 8 KiB, which took three times as long
     // (11 MB/s instead of 38 under TCG).
     sys::set_own_batch().map_err(|errno| EarlyError::System("choose its own scheduling", errno))?;
-    if !in_memory("/") {
-        mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE)
-            .map_err(|errno| EarlyError::System("lock its own memory", errno))?;
+    if in_memory {
+        return Ok(());
     }
-    write_file("/proc/self/oom_score_adj", "-1000")
+    mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE)
+        .map_err(|errno| EarlyError::System("lock its own memory", errno))
 }
 
 /// The boot medium is an initramfs. Its pages cannot be reclaimed and a guest has no swap, so that
-/// locking them again would only cost the start 7 ms (under TCG).
-fn in_memory(path: &str) -> bool {
+/// locking them again would only cost the start 7 ms (under TCG); and it cannot be left by
+/// pivot_root(2).
+pub fn is_in_memory() -> bool {
     const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
-    nix::sys::statfs::statfs(path).is_ok_and(|found| {
+    nix::sys::statfs::statfs("/").is_ok_and(|found| {
         let kind = found.filesystem_type();
         kind == FsType(RAMFS_MAGIC as _) || kind == nix::sys::statfs::TMPFS_MAGIC
     })

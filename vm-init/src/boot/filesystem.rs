@@ -1,13 +1,11 @@
-//! Directories and mounts below a root that is not ours yet: every path is resolved inside it, so
-//! that an absolute symlink in an image (`/var/run → /run`) never leads out of it.
+//! Directories and mounts.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MsFlags, mount};
-use nix::sys::stat::{Mode, mkdirat};
+use nix::sys::stat::Mode;
 
 /// Why a file system cannot be put in its place.
 #[derive(Debug, thiserror::Error)]
@@ -48,12 +46,23 @@ pub struct Filesystem<'a> {
 }
 
 impl Filesystem<'_> {
-    /// Mounts it on a path of the root that is in force.
-    pub fn mount(&self, target: &Path) -> Result<(), FilesystemError> {
-        self.mount_named(target, target)
+    /// Mounts it on a path of the root that is in force, made with all that leads to it where it
+    /// is missing.
+    pub fn mount_made(&self, target: &Path) -> Result<(), FilesystemError> {
+        match self.mount(target) {
+            Err(FilesystemError::Mount {
+                errno: Errno::ENOENT,
+                ..
+            }) => {
+                make_directories(target)?;
+                self.mount(target)
+            }
+            result => result,
+        }
     }
 
-    fn mount_named(&self, target: &Path, shown: &Path) -> Result<(), FilesystemError> {
+    /// Mounts it on a path of the root that is in force.
+    pub fn mount(&self, target: &Path) -> Result<(), FilesystemError> {
         mount(
             Some(self.source),
             target,
@@ -63,7 +72,7 @@ impl Filesystem<'_> {
         )
         .map_err(|errno| FilesystemError::Mount {
             what: format!("{} {:?}", self.kind, self.source),
-            target: shown.to_owned(),
+            target: target.to_owned(),
             errno,
             hint: hint(self.kind, errno),
         })
@@ -73,6 +82,9 @@ impl Filesystem<'_> {
 fn hint(kind: &str, errno: Errno) -> &'static str {
     match (kind, errno) {
         ("virtiofs", Errno::EINVAL | Errno::ENOENT) => " (no export of this tag)",
+        ("erofs", Errno::ENOENT) => " (the boot medium lacks it)",
+        // A file is mounted without a block device only where its pages can be read: not on tmpfs.
+        ("erofs", Errno::ENOTBLK) => " (the kernel was started without rootfstype=ramfs)",
         (_, Errno::ENODEV) => " (the kernel does not know this file system)",
         _ => "",
     }
@@ -90,80 +102,23 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<(), FilesystemError> {
     }
 }
 
-/// A root under construction.
-#[derive(Debug)]
-pub struct NewRoot {
-    directory: OwnedFd,
-}
-
-impl NewRoot {
-    /// Opens the mounted root at `path`.
-    pub fn open(path: &Path) -> Result<Self, FilesystemError> {
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let directory =
-            open(path, flags, Mode::empty()).map_err(|errno| FilesystemError::Directory {
-                path: path.to_owned(),
-                errno,
-            })?;
-        Ok(Self { directory })
-    }
-
-    /// The directory at `path`, made with its parents where it is missing.
-    pub fn directory(&self, path: &Path) -> Result<OwnedFd, FilesystemError> {
-        self.resolve(path)
-            .or_else(|errno| match errno {
-                Errno::ENOENT => self.make(path),
-                errno => Err(errno),
-            })
-            .map_err(|errno| FilesystemError::Directory {
-                path: path.to_owned(),
-                errno,
-            })
-    }
-
-    fn make(&self, path: &Path) -> nix::Result<OwnedFd> {
-        let mut walked = PathBuf::from("/");
-        let mut parent = self.resolve(&walked)?;
-        for component in path.components() {
-            let Component::Normal(name) = component else {
-                continue;
-            };
-            walked.push(name);
-            parent = match self.resolve(&walked) {
-                Err(Errno::ENOENT) => {
-                    mkdirat(parent.as_fd(), name, Mode::from_bits_truncate(0o755))?;
-                    self.resolve(&walked)?
-                }
-                other => other?,
-            };
+/// Makes a directory of the root that is in force with all that leads to it. Symlinks on the way
+/// are followed, as they are when something is mounted there.
+fn make_directories(path: &Path) -> Result<(), FilesystemError> {
+    let failed = |errno| FilesystemError::Directory {
+        path: path.to_owned(),
+        errno,
+    };
+    let mut walked = PathBuf::new();
+    for component in path.components() {
+        walked.push(component);
+        match nix::unistd::mkdir(&walked, Mode::from_bits_truncate(0o755)) {
+            // What is there and no directory shows at the next component, or at the mount.
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(failed(errno)),
         }
-        Ok(parent)
     }
-
-    fn resolve(&self, path: &Path) -> nix::Result<OwnedFd> {
-        let how = OpenHow::new()
-            .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
-            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
-        openat2(self.directory.as_fd(), path, how)
-    }
-
-    /// Mounts a file system on `path`.
-    pub fn mount(&self, what: &Filesystem<'_>, path: &str) -> Result<(), FilesystemError> {
-        let path = Path::new(path);
-        let target = self.directory(path)?;
-        what.mount_named(&by_descriptor(&target), path)
-    }
-
-    /// Shows the directory `source` of the root in force on `path`, with its mount's flags.
-    pub fn bind(&self, source: &str, path: &str) -> Result<(), FilesystemError> {
-        let bind = Filesystem {
-            kind: "none",
-            source,
-            flags: MsFlags::MS_BIND,
-            options: "",
-        };
-        self.mount(&bind, path)
-    }
+    Ok(())
 }
 
 /// Makes the file system at `path` read-only, on all its mounts.
@@ -182,28 +137,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_made_inside_the_root_even_over_absolute_symlinks() {
-        let outer = tempfile::tempdir().unwrap();
-        let inner = outer.path().join("root");
-        std::fs::create_dir_all(inner.join("var")).unwrap();
-        std::fs::create_dir_all(inner.join("run")).unwrap();
-        std::os::unix::fs::symlink("/run", inner.join("var/run")).unwrap();
-        std::os::unix::fs::symlink("../../..", inner.join("up")).unwrap();
-        let root = NewRoot::open(&inner).unwrap();
-        root.directory(Path::new("/var/run/a/b")).unwrap();
-        assert!(inner.join("run/a/b").is_dir());
-        root.directory(Path::new("/up/c")).unwrap();
-        assert!(inner.join("c").is_dir());
-        root.directory(Path::new("/../d")).unwrap();
-        assert!(inner.join("d").is_dir());
+    fn directories_are_made_with_all_that_leads_to_them_and_over_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &str| dir.path().join(path);
+        std::fs::create_dir_all(at("var")).unwrap();
+        std::fs::create_dir_all(at("run")).unwrap();
+        std::os::unix::fs::symlink(at("run"), at("var/run")).unwrap();
+        make_directories(&at("var/run/a/b")).unwrap();
+        assert!(at("run/a/b").is_dir());
+        make_directories(&at("var/run/a/b")).unwrap();
     }
 
     #[test]
     fn a_file_in_the_way_is_an_error_that_names_the_path() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), "").unwrap();
-        let root = NewRoot::open(dir.path()).unwrap();
-        let error = root.directory(Path::new("/file/sub")).unwrap_err();
-        assert!(error.to_string().contains("\"/file/sub\""), "{error}");
+        let error = make_directories(&dir.path().join("file/sub")).unwrap_err();
+        assert!(error.to_string().contains("/file/sub\""), "{error}");
     }
 }

@@ -33,6 +33,17 @@ pub enum NetlinkError {
     Malformed,
 }
 
+/// A socket to speak to the kernel's network over; it takes the older ioctls too.
+pub fn open() -> Result<OwnedFd, NetlinkError> {
+    socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )
+    .map_err(|errno| NetlinkError::Socket("open a netlink socket", errno))
+}
+
 /// Requests to be sent together; each is acknowledged or refused by itself.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -78,14 +89,7 @@ impl Batch {
     }
 
     /// Sends all and waits for all answers; the first refusal is returned.
-    pub fn execute(self) -> Result<(), NetlinkError> {
-        let socket: OwnedFd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )
-        .map_err(|errno| NetlinkError::Socket("open a netlink socket", errno))?;
+    pub fn execute(self, socket: &OwnedFd) -> Result<(), NetlinkError> {
         let kernel = NetlinkAddr::new(0, 0);
         sendto(socket.as_raw_fd(), &self.bytes, &kernel, MsgFlags::empty())
             .map_err(|errno| NetlinkError::Socket("send to the kernel's network", errno))?;
@@ -174,7 +178,7 @@ mod tests {
         let mut fixed = [0; 16];
         fixed[4..8].copy_from_slice(&0x7fff_fff0i32.to_ne_bytes());
         batch.add("bring nothing up", libc::RTM_NEWLINK, 0, &fixed, &[]);
-        let error = batch.execute().unwrap_err();
+        let error = batch.execute(&open().unwrap()).unwrap_err();
         assert!(
             error.to_string().starts_with("failed to bring nothing up"),
             "{error}"

@@ -1,26 +1,27 @@
 //! lo and eth0, and the files in `/etc` that speak of names and addresses.
 
+use std::ffi::CStr;
 use std::fmt::Write;
 use std::fs;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use iii_proto::guest::GuestNetwork;
 use iii_proto::ids::WorkerName;
 use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
 
 use super::early::{EarlyError, write_file};
-use super::netlink::{Batch, NetlinkError};
+use super::netlink::{self, Batch, NetlinkError};
+use crate::sys;
 
-const INTERFACE: &str = "eth0";
-const LOOPBACK_INDEX: u32 = 1;
+const INTERFACE: &CStr = c"eth0";
 
 /// Why the network cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// The VM has no network device.
-    #[error("failed to find network interface {INTERFACE}: {0}")]
+    #[error("failed to find network interface eth0: {0}")]
     NoInterface(Errno),
     /// A request to the kernel failed.
     #[error(transparent)]
@@ -36,16 +37,23 @@ pub enum NetworkError {
     File(PathBuf, std::io::Error),
 }
 
-/// Brings the interfaces up. Call it in the new root.
-pub fn bring_up(network: Option<&GuestNetwork>) -> Result<(), NetworkError> {
-    let mut batch = Batch::default();
+/// Brings the interfaces up. Call it in the new root. The socket that is returned can be closed
+/// whenever there is time for it.
+pub fn bring_up(network: Option<&GuestNetwork>) -> Result<OwnedFd, NetworkError> {
+    let socket = netlink::open()?;
+    let refused = |what| move |errno| NetlinkError::Refused { what, errno };
     // The kernel gives lo its two addresses itself.
-    link_up(&mut batch, "bring lo up", LOOPBACK_INDEX, None);
+    sys::interface::up(&socket, c"lo", libc::IFF_UP).map_err(refused("bring lo up"))?;
     if let Some(network) = network {
-        let index = if_nametoindex(INTERFACE).map_err(NetworkError::NoInterface)?;
-        // The guest's routers are its spec's; soliciting others would only cost frames.
-        write_file("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0")?;
-        link_up(&mut batch, "bring eth0 up", index, Some(network.mtu));
+        let index = sys::interface::index(&socket, INTERFACE).map_err(NetworkError::NoInterface)?;
+        // There is one other end on this wire, the gateway, which takes every frame: nothing is to
+        // be resolved, no router to be looked for, and no link-local address to be announced.
+        write_file("/proc/sys/net/ipv6/conf/eth0/addr_gen_mode", "1")?;
+        sys::interface::set_mtu(&socket, INTERFACE, network.mtu)
+            .map_err(refused("set the MTU of eth0"))?;
+        let flags = libc::IFF_UP | libc::IFF_MULTICAST | libc::IFF_NOARP;
+        sys::interface::up(&socket, INTERFACE, flags).map_err(refused("bring eth0 up"))?;
+        let mut batch = Batch::default();
         address(
             &mut batch,
             "set the IPv4 address",
@@ -60,42 +68,21 @@ pub fn bring_up(network: Option<&GuestNetwork>) -> Result<(), NetworkError> {
             network.ipv6.into(),
             network.ipv6_prefix,
         );
-        for (neighbour, route, gateway) in [
-            (
-                "enter the IPv4 gateway",
-                "set the IPv4 route",
-                IpAddr::from(network.ipv4_gateway),
-            ),
-            (
-                "enter the IPv6 gateway",
-                "set the IPv6 route",
-                IpAddr::from(network.ipv6_gateway),
-            ),
+        for (route, gateway) in [
+            ("set the IPv4 route", IpAddr::from(network.ipv4_gateway)),
+            ("set the IPv6 route", IpAddr::from(network.ipv6_gateway)),
         ] {
-            permanent_neighbour(&mut batch, neighbour, index, gateway, &network.gateway_mac);
             default_route(&mut batch, route, index, gateway);
         }
+        batch.execute(&socket)?;
     }
-    batch.execute()?;
     // The workload's user may bind any port of its own VM, and ping.
     write_file("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")?;
     write_file("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")?;
-    Ok(())
+    Ok(socket)
 }
 
 const CREATE: u16 = libc::NLM_F_CREATE as u16 | libc::NLM_F_REPLACE as u16;
-
-fn link_up(batch: &mut Batch, what: &'static str, index: u32, mtu: Option<u32>) {
-    let up = (libc::IFF_UP as u32).to_ne_bytes();
-    let mut fixed = Vec::with_capacity(16);
-    fixed.extend([0; 4]);
-    fixed.extend(index.to_ne_bytes());
-    fixed.extend(up);
-    fixed.extend(up);
-    let mtu = mtu.map(u32::to_ne_bytes);
-    let attributes: Vec<(u16, &[u8])> = mtu.iter().map(|m| (libc::IFLA_MTU, &m[..])).collect();
-    batch.add(what, libc::RTM_NEWLINK, 0, &fixed, &attributes);
-}
 
 fn family(address: IpAddr) -> (u8, Vec<u8>) {
     match address {
@@ -120,27 +107,6 @@ fn address(batch: &mut Batch, what: &'static str, index: u32, address: IpAddr, p
             (libc::IFA_ADDRESS, &octets),
             (libc::IFA_FLAGS, &flags),
         ],
-    );
-}
-
-fn permanent_neighbour(
-    batch: &mut Batch,
-    what: &'static str,
-    index: u32,
-    address: IpAddr,
-    mac: &[u8; 6],
-) {
-    let (family, octets) = family(address);
-    let mut fixed = vec![family, 0, 0, 0];
-    fixed.extend(index.to_ne_bytes());
-    fixed.extend(libc::NUD_PERMANENT.to_ne_bytes());
-    fixed.extend([0, 0]);
-    batch.add(
-        what,
-        libc::RTM_NEWNEIGH,
-        CREATE,
-        &fixed,
-        &[(libc::NDA_DST, &octets), (libc::NDA_LLADDR, mac)],
     );
 }
 
@@ -239,7 +205,6 @@ mod tests {
             ipv6: "fd00::2".parse().unwrap(),
             ipv6_prefix: 64,
             ipv6_gateway: "fd00::1".parse().unwrap(),
-            gateway_mac: [2; 6],
             hosts: vec![(
                 String::from("host.iii.internal"),
                 [100, 96, 0, 1].map(u8::from).into(),

@@ -1,7 +1,10 @@
-//! The virtio-serial ports, found by name. The kernel makes them one by one while the host tells
-//! it about them, so a name may be missing yet: kernel events say when to look again.
+//! The virtio-serial ports. The VMM, which numbers them, names their devices on the kernel's command
+//! line ([`iii_proto::PORTS_VARIABLE`]). Without that, or where one is not there yet, they are found
+//! by name: the kernel makes them one by one while the host tells it about them, and its events say
+//! when to look again.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -12,9 +15,13 @@ use nix::sys::socket::{
 };
 use nix::sys::stat::Mode;
 
+use super::early::EarlyError;
 use crate::clock;
 
 const CLASS: &str = "/sys/class/virtio-ports";
+const FLAGS: OFlag = OFlag::O_RDWR
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_CLOEXEC);
 /// How long the host's device may take to announce its ports.
 const ANNOUNCE_TIME: Duration = Duration::from_secs(10);
 /// Multicast group of the kernel's own events.
@@ -29,27 +36,40 @@ pub enum PortError {
     /// It cannot be opened.
     #[error("failed to open virtio-serial port {0:?}: {1}")]
     Open(String, Errno),
+    /// The kernel's list of ports cannot be seen.
+    #[error(transparent)]
+    Early(#[from] EarlyError),
     /// The kernel's events cannot be had.
     #[error("failed to {0}: {1}")]
     System(&'static str, Errno),
 }
 
-/// Opens the ports of these names, non-blocking, in their order.
-pub fn open_all<const N: usize>(names: [&str; N]) -> Result<[OwnedFd; N], PortError> {
-    let mut ports: [Option<OwnedFd>; N] = std::array::from_fn(|_| None);
-    let mut events = None;
-    let until = clock::uptime() + ANNOUNCE_TIME;
-    loop {
-        scan(names, &mut ports)?;
-        if ports.iter().all(Option::is_some) {
-            break;
-        }
-        match &events {
-            // Subscribed before the second look, so that no event falls in between.
-            None => events = Some(subscribe()?),
-            Some(events) => {
-                if !wait(events, until)? {
-                    break;
+/// Opens the ports of these names, non-blocking, in their order. `announced` is what the command
+/// line says of them.
+pub fn open_all<const N: usize>(
+    names: [&str; N],
+    announced: &str,
+) -> Result<[OwnedFd; N], PortError> {
+    let mut ports: [Option<OwnedFd>; N] = std::array::from_fn(|index| {
+        let device = device_of(names[index], announced)?;
+        open(&Path::new("/dev").join(device), FLAGS, Mode::empty()).ok()
+    });
+    if ports.iter().any(Option::is_none) {
+        super::early::mount_sys()?;
+        let mut events = None;
+        let until = clock::uptime() + ANNOUNCE_TIME;
+        loop {
+            scan(names, &mut ports)?;
+            if ports.iter().all(Option::is_some) {
+                break;
+            }
+            match &events {
+                // Subscribed before the second look, so that no event falls in between.
+                None => events = Some(subscribe()?),
+                Some(events) => {
+                    if !wait(events, until)? {
+                        break;
+                    }
                 }
             }
         }
@@ -63,6 +83,12 @@ pub fn open_all<const N: usize>(names: [&str; N]) -> Result<[OwnedFd; N], PortEr
     Ok(std::array::from_fn(|_| {
         found.next().expect("every slot is filled")
     }))
+}
+
+/// The device of the port `name` in a list of `name:device` with commas between.
+fn device_of<'a>(name: &str, announced: &'a str) -> Option<&'a str> {
+    let rest = |entry: &'a str| entry.strip_prefix(name)?.strip_prefix(':');
+    announced.split(',').find_map(rest)
 }
 
 fn scan<const N: usize>(
@@ -83,9 +109,8 @@ fn scan<const N: usize>(
         if ports[index].is_some() {
             continue;
         }
-        let device = std::path::Path::new("/dev").join(entry.file_name());
-        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let port = open(&device, flags, Mode::empty())
+        let device = Path::new("/dev").join(entry.file_name());
+        let port = open(&device, FLAGS, Mode::empty())
             .map_err(|errno| PortError::Open(names[index].to_owned(), errno))?;
         ports[index] = Some(port);
     }
@@ -121,4 +146,20 @@ fn wait(events: &OwnedFd, until: Duration) -> Result<bool, PortError> {
     let mut buffer = [0; 2048];
     while recv(events.as_raw_fd(), &mut buffer, MsgFlags::empty()).is_ok() {}
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_that_of_its_whole_name() {
+        let announced = "iii.control:vport0p1,iii.log:vport0p2";
+        assert_eq!(device_of("iii.control", announced), Some("vport0p1"));
+        assert_eq!(device_of("iii.log", announced), Some("vport0p2"));
+        for name in ["iii.lo", "iii.exec", "log", ""] {
+            assert_eq!(device_of(name, announced), None, "{name}");
+        }
+        assert_eq!(device_of("iii.log", ""), None);
+    }
 }

@@ -17,12 +17,14 @@ use nix::unistd::{chdir, chroot, pivot_root};
 
 use super::disks::{self, DiskError, Disks};
 use super::filesystem::{
-    Filesystem, FilesystemError, NewRoot, by_descriptor, make_directory, remount_read_only,
+    Filesystem, FilesystemError, by_descriptor, make_directory, remount_read_only,
 };
 use super::network::{self, NetworkError};
 
 const VOLATILE: &str = "/run";
-const NEW_ROOT: &str = "/run/root";
+const NEW_ROOT: &str = "root";
+/// Where the boot medium's image of the skeleton is mounted.
+const SKELETON: &str = "skeleton";
 
 /// Why the root cannot be assembled.
 #[derive(Debug, thiserror::Error)]
@@ -33,9 +35,6 @@ pub enum RootError {
     /// The spec names nothing to make a root of.
     #[error("failed to assemble root: it has neither a skeleton nor an export")]
     NoLayer,
-    /// The boot medium lacks the skeleton.
-    #[error("failed to assemble root: the boot medium has no {SKELETON_PATH}")]
-    NoSkeleton,
     /// The names of hosts cannot be written.
     #[error(transparent)]
     Names(#[from] NetworkError),
@@ -60,30 +59,37 @@ pub struct Assembled {
     pub disks: Disks,
 }
 
-/// Assembles the spec's root and everything that is mounted in it.
+/// Assembles the spec's root and everything that is mounted in it, and stays inside: absolute paths
+/// are the new root's from here on. Relative ones lead from the boot medium's [`VOLATILE`] until
+/// [`switch`].
 pub fn assemble(spec: &GuestSpec) -> Result<Assembled, RootError> {
+    let failed = |what| move |errno| RootError::System(what, errno);
     let mut disks = Disks::default();
     let base = mount_upper(&spec.root.upper, &mut disks)?;
     mount_overlay(spec, &base)?;
-    let root = NewRoot::open(Path::new(NEW_ROOT))?;
-    mount_base(&root)?;
+    // In here the kernel itself resolves what is mounted on: an absolute symlink of an image
+    // (`/var/run → /run`) never leads out of it.
+    chroot(NEW_ROOT).map_err(failed("enter the new root"))?;
+    mount_base()?;
     for (index, entry) in spec.mounts.iter().enumerate() {
-        mount_entry(&root, index, entry, &base, &mut disks)?;
+        mount_entry(index, entry, &base, &mut disks)?;
     }
     Ok(Assembled { disks })
 }
 
-/// Mounts what holds the changes; the directory below which uppers are made.
-fn mount_upper(upper: &Upper, disks: &mut Disks) -> Result<PathBuf, RootError> {
+/// Mounts what holds the changes, and makes the volatile file system the directory from which
+/// relative paths lead; the prefix of the uppers in it.
+fn mount_upper(upper: &Upper, disks: &mut Disks) -> Result<String, RootError> {
     let size = match upper {
         Upper::Tmpfs { size_bytes } => format!("mode=0755,size={size_bytes}"),
         Upper::Disk { .. } => String::from("mode=0755,size=25%"),
     };
     make_directory(Path::new(VOLATILE), 0o755)?;
     tmpfs(&size).mount(Path::new(VOLATILE))?;
+    chdir(VOLATILE).map_err(|errno| RootError::System("enter the volatile directory", errno))?;
     match upper {
-        Upper::Tmpfs { .. } => Ok(PathBuf::from(VOLATILE)),
-        Upper::Disk { serial } => Ok(disks.mount(serial)?.to_owned()),
+        Upper::Tmpfs { .. } => Ok(String::new()),
+        Upper::Disk { serial } => Ok(format!("{}/", disks.mount(serial)?.display())),
     }
 }
 
@@ -96,17 +102,22 @@ fn tmpfs(options: &str) -> Filesystem<'_> {
     }
 }
 
-fn mount_overlay(spec: &GuestSpec, base: &Path) -> Result<(), RootError> {
+fn mount_overlay(spec: &GuestSpec, base: &str) -> Result<(), RootError> {
     let root = &spec.root;
     let mut lowers = Vec::new();
     if root.skeleton {
-        if !Path::new(SKELETON_PATH).is_dir() {
-            return Err(RootError::NoSkeleton);
-        }
-        lowers.push(SKELETON_PATH.to_owned());
+        make_directory(Path::new(SKELETON), 0o755)?;
+        let image = Filesystem {
+            kind: "erofs",
+            source: SKELETON_PATH,
+            flags: MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            options: "",
+        };
+        image.mount(Path::new(SKELETON))?;
+        lowers.push(SKELETON.to_owned());
     }
     for (index, source) in root.lowers.iter().enumerate() {
-        let lower = format!("{VOLATILE}/lower{index}");
+        let lower = format!("lower{index}");
         make_directory(Path::new(&lower), 0o755)?;
         mount_lower(source, Path::new(&lower))?;
         lowers.push(lower);
@@ -115,11 +126,12 @@ fn mount_overlay(spec: &GuestSpec, base: &Path) -> Result<(), RootError> {
         return Err(RootError::NoLayer);
     }
     make_directory(Path::new(NEW_ROOT), 0o755)?;
-    let changes = base.join("changes");
+    let changes = format!("{base}changes");
     let options = overlay_options(&lowers.join(":"), &changes)?;
-    let etc = changes.join("upper/etc");
-    prepare_etc(&lowers, &etc)?;
-    network::write_names(&etc, &spec.worker, spec.network.as_ref())?;
+    let etc = format!("{changes}/upper/etc");
+    let etc = Path::new(&etc);
+    prepare_etc(&lowers, etc)?;
+    network::write_names(etc, &spec.worker, spec.network.as_ref())?;
     // Set-user-id programs of an image (sudo) work; device nodes come from /dev alone.
     overlay(&options, MsFlags::MS_NODEV).mount(Path::new(NEW_ROOT))?;
     Ok(())
@@ -154,15 +166,13 @@ fn prepare_etc(lowers: &[String], etc: &Path) -> Result<(), RootError> {
 
 /// Makes `changes` with its two directories and names them. `redirect_dir` lets directories of the
 /// lower be renamed.
-fn overlay_options(lower: &str, changes: &Path) -> Result<String, RootError> {
-    let (upper, work) = (changes.join("upper"), changes.join("work"));
+fn overlay_options(lower: &str, changes: &str) -> Result<String, RootError> {
+    let (upper, work) = (format!("{changes}/upper"), format!("{changes}/work"));
     for directory in [changes, &upper, &work] {
-        make_directory(directory, 0o755)?;
+        make_directory(Path::new(directory), 0o755)?;
     }
     Ok(format!(
-        "lowerdir={lower},upperdir={},workdir={},redirect_dir=on",
-        upper.display(),
-        work.display()
+        "lowerdir={lower},upperdir={upper},workdir={work},redirect_dir=on"
     ))
 }
 
@@ -189,75 +199,85 @@ fn export(tag: &str, read_only: bool) -> Filesystem<'_> {
 }
 
 /// The kernel's file systems and the volatile directories.
-fn mount_base(root: &NewRoot) -> Result<(), RootError> {
+fn mount_base() -> Result<(), RootError> {
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    let kernel = |kind, flags, options| Filesystem {
-        kind,
-        source: kind,
-        flags,
-        options,
-    };
-    root.mount(&kernel("proc", safe, ""), "/proc")?;
-    root.mount(&kernel("sysfs", safe, ""), "/sys")?;
-    root.mount(&kernel("cgroup2", safe, "nsdelegate"), "/sys/fs/cgroup")?;
-    root.mount(&kernel("devtmpfs", MsFlags::MS_NOSUID, ""), "/dev")?;
     let no_device = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    root.mount(
-        &kernel("devpts", no_device, "mode=0620,gid=5,ptmxmode=0666"),
-        "/dev/pts",
-    )?;
+    let terminals = "mode=0620,gid=5,ptmxmode=0666";
+    for (kind, target, flags, options) in [
+        ("proc", "/proc", safe, ""),
+        ("sysfs", "/sys", safe, ""),
+        ("cgroup2", "/sys/fs/cgroup", safe, "nsdelegate"),
+        // The boot medium's, with the links that were made in it.
+        ("none", "/dev", MsFlags::MS_MOVE, ""),
+        ("devpts", "/dev/pts", no_device, terminals),
+    ] {
+        let filesystem = Filesystem {
+            kind,
+            source: if kind == "none" { "../dev" } else { kind },
+            flags,
+            options,
+        };
+        filesystem.mount_made(Path::new(target))?;
+    }
     for (name, target, mode) in [
         ("shm", "/dev/shm", 0o1777),
         ("tmp", "/tmp", 0o1777),
         ("run", "/run", 0o755),
     ] {
-        let source = format!("{VOLATILE}/{name}");
-        make_directory(Path::new(&source), mode)?;
+        make_directory(Path::new(name), mode)?;
         // mkdir(2) applies the umask.
-        std::fs::set_permissions(&source, Permissions::from_mode(mode))
-            .map_err(|error| RootError::Prepare(PathBuf::from(&source), error))?;
-        root.bind(&source, target)?;
+        std::fs::set_permissions(name, Permissions::from_mode(mode))
+            .map_err(|error| RootError::Prepare(PathBuf::from(name), error))?;
+        bind(name).mount_made(Path::new(target))?;
     }
-    for (name, target) in [
-        ("fd", "/proc/self/fd"),
-        ("stdin", "/proc/self/fd/0"),
-        ("stdout", "/proc/self/fd/1"),
-        ("stderr", "/proc/self/fd/2"),
+    for (target, link) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("/proc/self/fd/0", "/dev/stdin"),
+        ("/proc/self/fd/1", "/dev/stdout"),
+        ("/proc/self/fd/2", "/dev/stderr"),
     ] {
-        // devtmpfs is one file system wherever it is mounted.
-        let link = Path::new("/dev").join(name);
-        match std::os::unix::fs::symlink(target, &link) {
+        match std::os::unix::fs::symlink(target, link) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(RootError::Prepare(link, error)),
+            Err(error) => return Err(RootError::Prepare(PathBuf::from(link), error)),
         }
     }
     Ok(())
 }
 
+/// Shows the directory `source` in another place, with its mount's flags.
+fn bind(source: &str) -> Filesystem<'_> {
+    Filesystem {
+        kind: "none",
+        source,
+        flags: MsFlags::MS_BIND,
+        options: "",
+    }
+}
+
 fn mount_entry(
-    root: &NewRoot,
     index: usize,
     entry: &Mount,
-    base: &Path,
+    base: &str,
     disks: &mut Disks,
 ) -> Result<(), RootError> {
+    let target = Path::new(&entry.target);
     match &entry.source {
         MountSource::Export { tag, read_only } => {
-            root.mount(&export(tag, *read_only), &entry.target)?;
+            export(tag, *read_only).mount_made(target)?;
         }
         MountSource::Overlay { tag } => {
-            let lower = format!("{VOLATILE}/mount{index}");
+            let lower = format!("mount{index}");
             make_directory(Path::new(&lower), 0o755)?;
             export(tag, true).mount(Path::new(&lower))?;
             // Named by its target: on a disk, changes stay with it when mounts are added.
-            let changes = base.join(format!("changes-{}", escape(&entry.target)));
+            let changes = format!("{base}changes-{}", escape(&entry.target));
             let options = overlay_options(&lower, &changes)?;
-            root.mount(&overlay(&options, MsFlags::MS_NODEV), &entry.target)?;
+            overlay(&options, MsFlags::MS_NODEV).mount_made(target)?;
         }
         MountSource::Tmpfs { size_bytes } => {
             let options = format!("mode=1777,size={size_bytes}");
-            root.mount(&tmpfs(&options), &entry.target)?;
+            tmpfs(&options).mount_made(target)?;
         }
         MountSource::Disk {
             serial,
@@ -267,7 +287,7 @@ fn mount_entry(
         } => {
             let source = disks.directory(serial, directory, *uid, *gid)?;
             let source = by_descriptor(&source);
-            root.bind(&source.to_string_lossy(), &entry.target)?;
+            bind(&source.to_string_lossy()).mount_made(target)?;
         }
     }
     Ok(())
@@ -289,22 +309,28 @@ fn escape(path: &str) -> String {
     name
 }
 
-/// Makes the assembled root the root of this process and of all that it starts.
-pub fn switch() -> Result<(), RootError> {
+/// Makes the assembled root the root of the mount namespace, and what was before it unreachable.
+/// `in_memory`: the boot medium is an initramfs.
+pub fn switch(in_memory: bool) -> Result<(), RootError> {
     let failed = |what| move |errno| RootError::System(what, errno);
-    chdir(NEW_ROOT).map_err(failed("enter the new root"))?;
-    match pivot_root(".", ".") {
+    if in_memory {
+        // An initramfs cannot be left: it is emptied of what is ours, then covered. The file is
+        // kept by this running process; a failure only leaves it in memory.
+        std::fs::remove_file("../init").unwrap_or(());
+        let moved = mount(
+            Some(NEW_ROOT),
+            "..",
+            None::<&str>,
+            MsFlags::MS_MOVE,
+            None::<&str>,
+        );
+        moved.map_err(failed("move the new root"))?;
+    } else {
+        chroot("..").map_err(failed("leave the new root"))?;
+        chdir(NEW_ROOT).map_err(failed("enter the new root"))?;
+        pivot_root(".", ".").map_err(failed("change the root"))?;
         // The old root is now mounted over the new one, in the same place.
-        Ok(()) => umount2(".", MntFlags::MNT_DETACH).map_err(failed("leave the old root"))?,
-        // An initramfs cannot be left: it is emptied of what is ours, then covered.
-        Err(Errno::EINVAL) => {
-            // Kept by this running process; a failure only leaves it in memory.
-            std::fs::remove_file("/init").unwrap_or(());
-            mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-                .map_err(failed("move the new root"))?;
-            chroot(".").map_err(failed("change the root"))?;
-        }
-        Err(errno) => return Err(RootError::System("change the root", errno)),
+        umount2(".", MntFlags::MNT_DETACH).map_err(failed("leave the old root"))?;
     }
     chdir("/").map_err(failed("enter the new root"))
 }

@@ -94,15 +94,25 @@ pub fn group_entries(text: &str) -> impl Iterator<Item = GroupEntry<'_>> {
 /// Finds the spec's user, enters it where the guest lacks it, and makes its home. The warning is
 /// for the user.
 pub fn resolve(user: &GuestUser) -> Result<(Identity, Option<String>), UserError> {
-    let passwd = read(PASSWD)?;
-    let group = read(GROUP)?;
+    let files = || Ok((read(PASSWD)?, read(GROUP)?));
     match user {
+        GuestUser::Known {
+            name,
+            uid,
+            gid,
+            groups,
+            home,
+        } => {
+            let identity = identity(name.clone(), home.clone(), *uid, *gid, groups.clone());
+            Ok((identity, None))
+        }
         GuestUser::Ids {
             name,
             uid,
             gid,
             home,
         } => {
+            let (passwd, group) = files()?;
             let known = passwd_entries(&passwd).find(|entry| entry.uid == *uid);
             let name = match known {
                 Some(entry) => entry.name.to_owned(),
@@ -112,7 +122,10 @@ pub fn resolve(user: &GuestUser) -> Result<(Identity, Option<String>), UserError
             let groups = groups_of(&group, &name, *gid);
             Ok((identity(name, home.clone(), *uid, *gid, groups), warning))
         }
-        GuestUser::Named(text) => Ok((find_named(&passwd, &group, text)?, None)),
+        GuestUser::Named(text) => {
+            let (passwd, group) = files()?;
+            Ok((find_named(&passwd, &group, text)?, None))
+        }
     }
 }
 

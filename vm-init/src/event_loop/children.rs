@@ -22,20 +22,19 @@ impl EventLoop {
 
     pub(super) fn start(&mut self) -> Result<(), LoopError> {
         self.spawned_this_turn = true;
-        self.start_failure = None;
         if let Err(errno) = self.confinement.prepare() {
             let cause = format!("failed to make a cgroup for the workload: {errno}");
             return self.feed(Event::SpawnFailed { cause });
         }
         match self.launcher.start(&self.confinement) {
-            Ok((child, pipes)) => {
+            Ok((pid, pipes)) => {
                 let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
                 self.watch(&pipes.stdout, Token::Stdout, flags)?;
                 self.watch(&pipes.stderr, Token::Stderr, flags)?;
-                self.watch(&child.report, Token::Report, flags)?;
-                self.output.open(child.pid, pipes.stdout, pipes.stderr);
-                self.report = Some(child.report);
-                self.feed(Event::Spawned { pid: child.pid })
+                self.output.open(pid, pipes.stdout, pipes.stderr);
+                self.feed(Event::Spawned { pid })?;
+                // A child that was killed before its execve looks the same; its end follows.
+                self.feed(Event::Executed)
             }
             Err(error) => self.feed(Event::SpawnFailed {
                 cause: cut(error.to_string()),
@@ -63,15 +62,7 @@ impl EventLoop {
 
     pub(super) fn on_child_end(&mut self, pid: GuestPid, status: i32) -> Result<(), LoopError> {
         if self.core.main_pid() == Some(pid) {
-            // Whether it ever became the program is in the pipe by now.
-            self.on_report()?;
-            let exit = match self.start_failure.take() {
-                Some(report) => Exit::Fault {
-                    cause: cut(self.launcher.failure(report)),
-                },
-                None => exit_of(status),
-            };
-            self.report = None;
+            let exit = exit_of(status);
             self.explain_kill(pid, &exit)?;
             return self.feed(Event::MainExited { pid, exit });
         }
@@ -108,28 +99,6 @@ impl EventLoop {
             "the workload used up its memory and was killed by the guest's kernel; give it more \
              (resources.memory) or look for a leak",
         ))
-    }
-
-    pub(super) fn on_report(&mut self) -> Result<(), LoopError> {
-        let Some(report) = &self.report else {
-            return Ok(());
-        };
-        let mut bytes = [0; 5];
-        match nix::unistd::read(report, &mut bytes) {
-            Ok(0) => {
-                self.report = None;
-                // The report of a child that was killed before execve reads the same as success;
-                // its end follows at once.
-                self.feed(Event::Executed)
-            }
-            // Five bytes are written at once, and a pipe delivers so few whole.
-            Ok(_) => {
-                self.report = None;
-                self.start_failure = Some(bytes);
-                Ok(())
-            }
-            Err(_) => Ok(()),
-        }
     }
 }
 

@@ -24,7 +24,7 @@ impl EventLoop {
             Probe::Exec(_) => self
                 .launcher
                 .start_probe(&self.confinement)
-                .map(|child| RunningProbe::Exec { pid: child.pid })
+                .map(|pid| RunningProbe::Exec { pid })
                 .map_err(|e| e.to_string()),
             Probe::Tcp(port) => SocketProbe::tcp(*port)
                 .map(RunningProbe::Socket)

@@ -2,9 +2,9 @@
 //! argument; what is to be done comes back as [`Action`]s.
 //!
 //! ```text
-//! Starting ─Executed→ Running ─MainEnded→ Clearing ─Cleared→ Draining ─Drained→ Over
-//!     │                  │                   ↑   └─(closed)─────────────────────↑
-//!     └─Close, Kill ─────┴→ Closing ─────────┘
+//! Running ─MainEnded→ Clearing ─Cleared→ Draining ─Drained→ Over
+//!     │                  ↑   └─(closed)─────────────────────↑
+//!     └─Close, Kill → Closing
 //! ```
 //!
 //! A session is over only when nothing of it runs any more and the client has its output, or has
@@ -20,31 +20,13 @@ const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// killed.
 const CLEAR_TIME: Duration = Duration::from_secs(5);
 
-/// What kept a process from becoming its program.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The session cannot be had as it was asked for.
-    Setup(String),
-    /// The program cannot be executed: a shell says why and ends with 126 or 127.
-    Execute {
-        /// The exit code.
-        code: i32,
-        /// What a shell would say.
-        message: String,
-    },
-}
-
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The process has become its program.
-    Executed,
     /// The main process ended.
     MainEnded {
         /// How.
         exit: Exit,
-        /// It had not become its program, and why.
-        failure: Option<Failure>,
     },
     /// Nothing of the session runs.
     Cleared,
@@ -61,10 +43,6 @@ pub enum Event {
 /// What is to be done, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Tell the host that the command runs.
-    Opened,
-    /// Say this on the command's standard error.
-    Complain(String),
     /// SIGHUP, and SIGCONT for what is stopped, to the main process's group.
     Hangup,
     /// SIGKILL to all that is left.
@@ -77,60 +55,40 @@ pub enum Action {
     Seal,
     /// Release everything, then tell the host how the main process ended.
     Exited(Exit),
-    /// Release everything, then tell the host that there was no session.
-    Refused(String),
 }
 
-/// With which word the session ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum End {
-    Exited(Exit),
-    Refused(String),
-}
-
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 enum State {
-    /// The process was made; whether it becomes its program is not known.
-    Starting,
     /// The program runs.
+    #[default]
     Running,
     /// The client is gone; the main process has not ended yet.
     Closing { kill_at: Option<Duration> },
     /// The main process ended; the rest is being waited for.
     Clearing {
-        end: End,
+        exit: Exit,
         /// While set, the rest has time to end by itself.
         kill_at: Option<Duration>,
         abandon_at: Duration,
         closed: bool,
     },
     /// Nothing runs; the client has not taken all output yet.
-    Draining { end: End },
+    Draining { exit: Exit },
     /// The last word was said.
     Over,
 }
 
-/// The life of one session, from the moment at which its process was made.
-#[derive(Debug)]
+/// The life of one session, from the moment at which its process became its program.
+#[derive(Debug, Default)]
 pub struct Lifecycle {
     state: State,
-    opened: bool,
-}
-
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self {
-            state: State::Starting,
-            opened: false,
-        }
-    }
 }
 
 impl Lifecycle {
     /// The main process has not been reaped: its pid is its own.
     pub fn has_main(&self) -> bool {
         match self.state {
-            State::Starting | State::Running | State::Closing { .. } => true,
+            State::Running | State::Closing { .. } => true,
             State::Clearing { .. } | State::Draining { .. } | State::Over => false,
         }
     }
@@ -139,11 +97,7 @@ impl Lifecycle {
     pub fn clearing(&self) -> bool {
         match self.state {
             State::Clearing { .. } => true,
-            State::Starting
-            | State::Running
-            | State::Closing { .. }
-            | State::Draining { .. }
-            | State::Over => false,
+            State::Running | State::Closing { .. } | State::Draining { .. } | State::Over => false,
         }
     }
 
@@ -151,11 +105,7 @@ impl Lifecycle {
     pub fn draining(&self) -> bool {
         match self.state {
             State::Draining { .. } => true,
-            State::Starting
-            | State::Running
-            | State::Closing { .. }
-            | State::Clearing { .. }
-            | State::Over => false,
+            State::Running | State::Closing { .. } | State::Clearing { .. } | State::Over => false,
         }
     }
 
@@ -163,8 +113,7 @@ impl Lifecycle {
     pub fn over(&self) -> bool {
         match self.state {
             State::Over => true,
-            State::Starting
-            | State::Running
+            State::Running
             | State::Closing { .. }
             | State::Clearing { .. }
             | State::Draining { .. } => false,
@@ -180,7 +129,7 @@ impl Lifecycle {
                 abandon_at,
                 ..
             } => Some(kill_at.unwrap_or(abandon_at)),
-            State::Starting | State::Running | State::Draining { .. } | State::Over => None,
+            State::Running | State::Draining { .. } | State::Over => None,
         }
     }
 
@@ -189,104 +138,80 @@ impl Lifecycle {
         let mut out = Vec::new();
         let state = std::mem::replace(&mut self.state, State::Over);
         self.state = match state {
-            State::Starting => self.in_starting(event, now, &mut out),
-            State::Running => self.in_running(event, now, &mut out),
-            State::Closing { kill_at } => self.in_closing(kill_at, event, now, &mut out),
+            State::Running => in_running(event, now, &mut out),
+            State::Closing { kill_at } => in_closing(kill_at, event, now, &mut out),
             State::Clearing {
-                end,
+                exit,
                 kill_at,
                 abandon_at,
                 closed,
-            } => in_clearing(end, kill_at, abandon_at, closed, event, now, &mut out),
-            State::Draining { end } => in_draining(end, event, &mut out),
+            } => in_clearing(exit, kill_at, abandon_at, closed, event, now, &mut out),
+            State::Draining { exit } => in_draining(exit, event, &mut out),
             State::Over => State::Over,
         };
         out
     }
+}
 
-    fn in_starting(&mut self, event: Event, now: Duration, out: &mut Vec<Action>) -> State {
-        match event {
-            Event::Executed => {
-                self.open(out);
-                State::Running
+fn in_running(event: Event, now: Duration, out: &mut Vec<Action>) -> State {
+    match event {
+        Event::MainEnded { exit } => {
+            // What it leaves behind ends with it.
+            out.push(Action::Kill);
+            out.push(Action::CloseInput);
+            State::Clearing {
+                exit,
+                kill_at: None,
+                abandon_at: now + CLEAR_TIME,
+                closed: false,
             }
-            Event::MainEnded { exit, failure } => match failure {
-                // It was killed on its way.
-                None => {
-                    self.open(out);
-                    ended(End::Exited(exit), now, out)
-                }
-                Some(Failure::Execute { code, message }) => {
-                    self.open(out);
-                    out.push(Action::Complain(message));
-                    ended(End::Exited(Exit::Code { code }), now, out)
-                }
-                Some(Failure::Setup(message)) => ended(End::Refused(message), now, out),
-            },
-            Event::Close => hang_up(now, out),
-            Event::Kill => kill(out),
-            Event::Cleared | Event::Drained | Event::Timer => State::Starting,
         }
-    }
-
-    fn in_running(&mut self, event: Event, now: Duration, out: &mut Vec<Action>) -> State {
-        match event {
-            Event::MainEnded { exit, .. } => ended(End::Exited(exit), now, out),
-            Event::Close => hang_up(now, out),
-            Event::Kill => kill(out),
-            Event::Executed | Event::Cleared | Event::Drained | Event::Timer => State::Running,
-        }
-    }
-
-    fn in_closing(
-        &mut self,
-        kill_at: Option<Duration>,
-        event: Event,
-        now: Duration,
-        out: &mut Vec<Action>,
-    ) -> State {
-        match event {
-            Event::Executed => {
-                self.open(out);
-                State::Closing { kill_at }
+        Event::Close => {
+            out.push(Action::Hangup);
+            out.push(Action::CloseStreams);
+            State::Closing {
+                kill_at: Some(now + CLOSE_GRACE),
             }
-            Event::MainEnded { exit, .. } => State::Clearing {
-                end: if self.opened {
-                    End::Exited(exit)
-                } else {
-                    End::Refused(String::from(
-                        "the session was closed before its command ran",
-                    ))
-                },
-                kill_at,
-                abandon_at: kill_at.unwrap_or(now) + CLEAR_TIME,
-                closed: true,
-            },
-            Event::Timer => match kill_at {
-                Some(at) if now >= at => {
-                    out.push(Action::Kill);
-                    State::Closing { kill_at: None }
-                }
-                Some(_) | None => State::Closing { kill_at },
-            },
-            Event::Kill => {
+        }
+        Event::Kill => {
+            out.push(Action::Kill);
+            out.push(Action::CloseStreams);
+            State::Closing { kill_at: None }
+        }
+        Event::Cleared | Event::Drained | Event::Timer => State::Running,
+    }
+}
+
+fn in_closing(
+    kill_at: Option<Duration>,
+    event: Event,
+    now: Duration,
+    out: &mut Vec<Action>,
+) -> State {
+    match event {
+        Event::MainEnded { exit } => State::Clearing {
+            exit,
+            kill_at,
+            abandon_at: kill_at.unwrap_or(now) + CLEAR_TIME,
+            closed: true,
+        },
+        Event::Timer => match kill_at {
+            Some(at) if now >= at => {
                 out.push(Action::Kill);
                 State::Closing { kill_at: None }
             }
-            Event::Close | Event::Cleared | Event::Drained => State::Closing { kill_at },
+            Some(_) | None => State::Closing { kill_at },
+        },
+        Event::Kill => {
+            out.push(Action::Kill);
+            State::Closing { kill_at: None }
         }
-    }
-
-    fn open(&mut self, out: &mut Vec<Action>) {
-        if !self.opened {
-            self.opened = true;
-            out.push(Action::Opened);
-        }
+        Event::Close | Event::Cleared | Event::Drained => State::Closing { kill_at },
     }
 }
 
 fn in_clearing(
-    end: End,
+    exit: Exit,
     kill_at: Option<Duration>,
     abandon_at: Duration,
     closed: bool,
@@ -294,31 +219,31 @@ fn in_clearing(
     now: Duration,
     out: &mut Vec<Action>,
 ) -> State {
-    let same = |end| State::Clearing {
-        end,
+    let same = |exit| State::Clearing {
+        exit,
         kill_at,
         abandon_at,
         closed,
     };
     match event {
-        Event::Cleared => cleared(end, closed, out),
+        Event::Cleared => cleared(exit, closed, out),
         Event::Timer => match kill_at {
             Some(at) if now >= at => {
                 out.push(Action::Kill);
                 State::Clearing {
-                    end,
+                    exit,
                     kill_at: None,
                     abandon_at: now + CLEAR_TIME,
                     closed,
                 }
             }
-            None if now >= abandon_at => cleared(end, closed, out),
-            Some(_) | None => same(end),
+            None if now >= abandon_at => cleared(exit, closed, out),
+            Some(_) | None => same(exit),
         },
         Event::Close => {
             out.push(Action::CloseStreams);
             State::Clearing {
-                end,
+                exit,
                 kill_at,
                 abandon_at,
                 closed: true,
@@ -328,64 +253,33 @@ fn in_clearing(
             out.push(Action::Kill);
             out.push(Action::CloseStreams);
             State::Clearing {
-                end,
+                exit,
                 kill_at: None,
                 abandon_at: now + CLEAR_TIME,
                 closed: true,
             }
         }
-        Event::Executed | Event::MainEnded { .. } | Event::Drained => same(end),
+        Event::MainEnded { .. } | Event::Drained => same(exit),
     }
 }
 
-fn in_draining(end: End, event: Event, out: &mut Vec<Action>) -> State {
+fn in_draining(exit: Exit, event: Event, out: &mut Vec<Action>) -> State {
     match event {
-        Event::Drained | Event::Close | Event::Kill => finish(end, out),
-        Event::Executed | Event::MainEnded { .. } | Event::Cleared | Event::Timer => {
-            State::Draining { end }
-        }
+        Event::Drained | Event::Close | Event::Kill => finish(exit, out),
+        Event::MainEnded { .. } | Event::Cleared | Event::Timer => State::Draining { exit },
     }
 }
 
-/// The main process ended by itself: what it leaves behind ends with it.
-fn ended(end: End, now: Duration, out: &mut Vec<Action>) -> State {
-    out.push(Action::Kill);
-    out.push(Action::CloseInput);
-    State::Clearing {
-        end,
-        kill_at: None,
-        abandon_at: now + CLEAR_TIME,
-        closed: false,
-    }
-}
-
-fn hang_up(now: Duration, out: &mut Vec<Action>) -> State {
-    out.push(Action::Hangup);
-    out.push(Action::CloseStreams);
-    State::Closing {
-        kill_at: Some(now + CLOSE_GRACE),
-    }
-}
-
-fn kill(out: &mut Vec<Action>) -> State {
-    out.push(Action::Kill);
-    out.push(Action::CloseStreams);
-    State::Closing { kill_at: None }
-}
-
-fn cleared(end: End, closed: bool, out: &mut Vec<Action>) -> State {
+fn cleared(exit: Exit, closed: bool, out: &mut Vec<Action>) -> State {
     if closed {
-        return finish(end, out);
+        return finish(exit, out);
     }
     out.push(Action::Seal);
-    State::Draining { end }
+    State::Draining { exit }
 }
 
-fn finish(end: End, out: &mut Vec<Action>) -> State {
-    out.push(match end {
-        End::Exited(exit) => Action::Exited(exit),
-        End::Refused(message) => Action::Refused(message),
-    });
+fn finish(exit: Exit, out: &mut Vec<Action>) -> State {
+    out.push(Action::Exited(exit));
     State::Over
 }
 

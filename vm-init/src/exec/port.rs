@@ -23,7 +23,7 @@ use crate::launch::Surroundings;
 /// Where the numbers begin by which epoll names parts of sessions.
 pub(crate) const TOKENS: u64 = 1 << 40;
 /// Room for a [`Part`] in such a number.
-const PART_BITS: u32 = 3;
+const PART_BITS: u32 = 2;
 
 /// Queued bytes above which no output is read: commands that flood their output would otherwise
 /// make PID 1 grow beyond the guest's memory.
@@ -241,6 +241,10 @@ impl Exec {
         let terminal = command.terminal.is_some();
         match start::start(command, hands.surroundings, cgroup) {
             Ok(Start::Process(process)) => {
+                self.replies.push(&GuestFrame::Opened {
+                    session: id,
+                    pid: Some(process.pid),
+                })?;
                 let session = Session::new(id, terminal, *process);
                 let watched = watch(&session, hands.epoll);
                 self.sessions.push(session);
@@ -288,12 +292,7 @@ impl Exec {
     }
 
     /// epoll says something about a part of a session.
-    pub(crate) fn on_event(
-        &mut self,
-        token: u64,
-        flags: EpollFlags,
-        now: Duration,
-    ) -> Result<(), CodecError> {
+    pub(crate) fn on_event(&mut self, token: u64, flags: EpollFlags) -> Result<(), CodecError> {
         let number = (token - TOKENS) >> PART_BITS;
         let part = token & ((1 << PART_BITS) - 1);
         let part = Part::ALL.into_iter().find(|p| *p as u64 == part);
@@ -306,7 +305,7 @@ impl Exec {
             return Ok(());
         };
         let error = flags.contains(EpollFlags::EPOLLERR);
-        session.on_ready(part, error, now, &mut self.replies)
+        session.on_ready(part, error, &mut self.replies)
     }
 
     /// A child was reaped; true if it was the main process of a session.
@@ -318,7 +317,7 @@ impl Exec {
     ) -> Result<bool, CodecError> {
         match self.sessions.iter_mut().find(|s| s.leads(pid)) {
             Some(session) => {
-                session.on_main_end(exit, now, &mut self.replies)?;
+                session.feed(Event::MainEnded { exit }, now, &mut self.replies)?;
                 Ok(true)
             }
             None => Ok(false),
@@ -372,7 +371,7 @@ fn watch(session: &Session, epoll: &Epoll) -> nix::Result<()> {
     for (part, fd) in session.parts() {
         let wanted = match part {
             Part::Input => EpollFlags::EPOLLOUT,
-            Part::Stdout | Part::Stderr | Part::Report => EpollFlags::EPOLLIN,
+            Part::Stdout | Part::Stderr => EpollFlags::EPOLLIN,
         };
         let number = u64::from(session.id().0) << PART_BITS;
         let token = TOKENS + (number | part as u64);

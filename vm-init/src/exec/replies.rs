@@ -31,27 +31,24 @@ impl Replies {
         self.push(&GuestFrame::Refused { session, message })
     }
 
-    /// Says something as the command would on its standard error; how many bytes that took.
+    /// Says something as the command would on its standard error.
     pub(super) fn complain(
         &mut self,
         session: SessionId,
         terminal: bool,
         message: String,
-    ) -> Result<usize, CodecError> {
+    ) -> Result<(), CodecError> {
         let message = cut(message);
         let (stream, message) = if terminal {
             (Stream::Stdout, message.replace('\n', "\r\n"))
         } else {
             (Stream::Stderr, message)
         };
-        let bytes = message.into_bytes();
-        let count = bytes.len();
         self.push(&GuestFrame::Output {
             session,
             stream,
-            bytes,
-        })?;
-        Ok(count)
+            bytes: message.into_bytes(),
+        })
     }
 
     pub(super) fn warn(&mut self, message: String) {

@@ -1,6 +1,6 @@
 //! One session: feeds its [`Lifecycle`] and does what that orders.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use iii_proto::codec::CodecError;
@@ -8,12 +8,10 @@ use iii_proto::exec::window::SendWindow;
 use iii_proto::exec::{GuestFrame, MAX_CHUNK, SessionId, TerminalSize};
 use iii_proto::ids::GuestPid;
 use iii_proto::log::Stream;
-use iii_proto::restart::Exit;
-use nix::errno::Errno;
 
-use super::lifecycle::{Action, Event, Failure, Lifecycle};
+use super::lifecycle::{Action, Event, Lifecycle};
 use super::replies::Replies;
-use super::start::{Process, Target};
+use super::start::Process;
 use super::streams::{Input, Output};
 use crate::cgroup::Cgroup;
 use crate::sys;
@@ -28,11 +26,10 @@ pub(super) enum Part {
     Input,
     Stdout,
     Stderr,
-    Report,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 4] = [Self::Input, Self::Stdout, Self::Stderr, Self::Report];
+    pub(super) const ALL: [Self; 3] = [Self::Input, Self::Stdout, Self::Stderr];
 }
 
 /// One session.
@@ -41,13 +38,10 @@ pub(super) struct Session {
     life: Lifecycle,
     pid: GuestPid,
     cgroup: Cgroup,
-    report: Option<OwnedFd>,
-    failure: Option<Failure>,
     terminal: bool,
     input: Input,
     outputs: Vec<Output>,
     window: SendWindow,
-    target: Target,
 }
 
 impl Session {
@@ -57,13 +51,10 @@ impl Session {
             life: Lifecycle::default(),
             pid: process.pid,
             cgroup: process.cgroup,
-            report: Some(process.report),
-            failure: None,
             terminal,
             input: process.input,
             outputs: process.outputs,
             window: SendWindow::default(),
-            target: process.target,
         }
     }
 
@@ -93,9 +84,8 @@ impl Session {
             };
             (part, output.fd())
         });
-        let report = self.report.iter().map(|fd| (Part::Report, fd.as_fd()));
         let input = self.input.fd().map(|fd| (Part::Input, fd));
-        outputs.chain(report).chain(input)
+        outputs.chain(input)
     }
 
     pub(super) fn feed(
@@ -113,16 +103,6 @@ impl Session {
     fn perform(&mut self, action: Action, replies: &mut Replies) -> Result<(), CodecError> {
         let session = self.id;
         match action {
-            Action::Opened => replies.push(&GuestFrame::Opened {
-                session,
-                pid: Some(self.pid),
-            }),
-            Action::Complain(message) => {
-                // Nothing was sent before it, so the window has room.
-                let count = replies.complain(session, self.terminal, message)?;
-                self.window.spend(count);
-                Ok(())
-            }
             Action::Hangup => {
                 self.signal(SIGHUP);
                 self.signal(SIGCONT);
@@ -158,19 +138,14 @@ impl Session {
                 self.cgroup.remove();
                 replies.push(&GuestFrame::Exited { session, exit })
             }
-            Action::Refused(message) => {
-                self.cgroup.remove();
-                replies.refuse(session, message)
-            }
         }
     }
 
-    /// To the main process's group; to itself while it does not lead one yet. It has not been
-    /// reaped, so that the number is its own.
+    /// To the main process's group. It has not been reaped, so that the number is its own.
     pub(super) fn signal(&self, signal: i32) {
-        if self.life.has_main() && sys::kill(self.pid.0, true, signal) == Err(Errno::ESRCH) {
-            // It has just ended; its SIGCHLD is on its way.
-            sys::kill(self.pid.0, false, signal).unwrap_or(());
+        if self.life.has_main() {
+            // A group whose processes have all just ended; its SIGCHLD is on its way.
+            sys::kill(self.pid.0, true, signal).unwrap_or(());
         }
     }
 
@@ -195,7 +170,6 @@ impl Session {
         &mut self,
         part: Part,
         error: bool,
-        now: Duration,
         replies: &mut Replies,
     ) -> Result<(), CodecError> {
         match part {
@@ -206,7 +180,6 @@ impl Session {
             Part::Input => self.input.on_ready(),
             Part::Stdout => self.output_ready(Stream::Stdout),
             Part::Stderr => self.output_ready(Stream::Stderr),
-            Part::Report => return self.on_report(now, replies),
         }
         Ok(())
     }
@@ -215,39 +188,6 @@ impl Session {
         for output in self.outputs.iter_mut().filter(|o| o.stream() == stream) {
             output.on_ready();
         }
-    }
-
-    fn on_report(&mut self, now: Duration, replies: &mut Replies) -> Result<(), CodecError> {
-        let Some(report) = &self.report else {
-            return Ok(());
-        };
-        let mut bytes = [0; 5];
-        match nix::unistd::read(report, &mut bytes) {
-            Ok(0) => {
-                self.report = None;
-                self.feed(Event::Executed, now, replies)
-            }
-            // Five bytes are written at once, and a pipe delivers so few whole. The process ends.
-            Ok(_) => {
-                self.report = None;
-                self.failure = Some(self.target.failure(bytes));
-                Ok(())
-            }
-            Err(_) => Ok(()),
-        }
-    }
-
-    /// The main process was reaped.
-    pub(super) fn on_main_end(
-        &mut self,
-        exit: Exit,
-        now: Duration,
-        replies: &mut Replies,
-    ) -> Result<(), CodecError> {
-        // Whether it ever became its program is in the pipe by now.
-        self.on_report(now, replies)?;
-        let failure = self.failure.take();
-        self.feed(Event::MainEnded { exit, failure }, now, replies)
     }
 
     /// Writes input as far as there is room.

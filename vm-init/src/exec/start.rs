@@ -13,13 +13,12 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::unistd::{Uid, fchown};
 
-use super::lifecycle::Failure;
 use super::streams::{Input, Output};
 use crate::boot::users::{self, UserError};
 use crate::cgroup::Cgroup;
 use crate::launch::{self, FailedStep, Identity, Surroundings};
 use crate::program::{self, ChildFailure, NoProgram, c_strings};
-use crate::sys::{self, ChildPlan, ChildStep};
+use crate::sys::{self, ChildPlan, ChildStack, ChildStep, StepFailure};
 
 /// Exit code of a shell whose program is not there.
 const NOT_FOUND: i32 = 127;
@@ -46,6 +45,9 @@ pub(super) enum StartError {
     /// The user is not known.
     #[error(transparent)]
     User(#[from] UserError),
+    /// The process did not get as far as its program.
+    #[error("{0}")]
+    Child(String),
     /// The guest cannot make one.
     #[error("failed to {step}: {}{hint}", errno.desc())]
     System {
@@ -75,9 +77,9 @@ const MAKE_PROCESS: &str = "make a process";
 
 /// What was started.
 pub(super) enum Start {
-    /// A process, on its way to its program.
+    /// The program.
     Process(Box<Process>),
-    /// There is no such program.
+    /// There is no such program, or none that can be executed.
     NoProgram {
         /// As a shell would end.
         code: i32,
@@ -86,46 +88,12 @@ pub(super) enum Start {
     },
 }
 
-/// A process on its way to its program, and what there is of it on our side.
+/// A process, and what there is of it on our side.
 pub(super) struct Process {
     pub(super) pid: GuestPid,
     pub(super) cgroup: Cgroup,
-    pub(super) report: OwnedFd,
     pub(super) input: Input,
     pub(super) outputs: Vec<Output>,
-    pub(super) target: Target,
-}
-
-/// What a failure is told about.
-pub(super) struct Target {
-    name: String,
-    path: PathBuf,
-    cwd: String,
-    user: String,
-}
-
-impl Target {
-    /// Why the process never became its program.
-    pub(super) fn failure(&self, report: [u8; 5]) -> Failure {
-        let failure = ChildFailure::parse(report);
-        let why = failure.describe(&self.path, &self.cwd, &self.user);
-        match failure.step {
-            Some(ChildStep::Execute) => Failure::Execute {
-                code: NOT_EXECUTABLE,
-                message: complaint(&self.name, &why),
-            },
-            Some(
-                ChildStep::Session
-                | ChildStep::Descriptors
-                | ChildStep::Terminal
-                | ChildStep::Priority
-                | ChildStep::Limits
-                | ChildStep::Credentials
-                | ChildStep::Directory,
-            )
-            | None => Failure::Setup(why),
-        }
-    }
 }
 
 fn complaint(name: &str, why: &str) -> String {
@@ -160,9 +128,8 @@ pub(super) fn start(
     let working_directory = CString::new(cwd.as_str())?;
     let environment = env.strings()?;
     let streams = Streams::make(command, &identity, surroundings)?;
-    let (report, report_write) = launch::report_pipe()?;
     let cgroup = Cgroup::make(cgroup).map_err(|errno| ("make a cgroup", errno))?;
-    let spawned = sys::spawn(&ChildPlan {
+    let plan = ChildPlan {
         path: &program,
         argv: &argv,
         env: &environment,
@@ -171,32 +138,41 @@ pub(super) fn start(
         stdout: streams.stdout.as_fd(),
         stderr: streams.stderr.as_ref().unwrap_or(&streams.stdout).as_fd(),
         terminal: command.terminal.is_some(),
-        report: report_write.as_fd(),
         cgroup: Some(cgroup.directory()),
         credentials: identity.credentials.as_ref(),
         open_files: surroundings.open_files,
         reset_priority: surroundings.reset_priority,
-    });
-    let pid = match spawned {
-        Ok(pid) => GuestPid(pid.as_raw()),
-        Err(errno) => {
-            cgroup.remove();
-            return Err((MAKE_PROCESS, errno).into());
-        }
     };
-    Ok(Start::Process(Box::new(Process {
-        pid,
-        cgroup,
-        report,
-        input: streams.input,
-        outputs: streams.outputs,
-        target: Target {
-            name: name.clone(),
-            path,
-            cwd: cwd.clone(),
-            user: identity.name,
-        },
-    })))
+    let failure = match sys::spawn(&plan, &mut ChildStack::new()) {
+        Ok(pid) => {
+            return Ok(Start::Process(Box::new(Process {
+                pid: GuestPid(pid.as_raw()),
+                cgroup,
+                input: streams.input,
+                outputs: streams.outputs,
+            })));
+        }
+        Err(failure) => failure,
+    };
+    cgroup.remove();
+    let (step, errno) = match failure {
+        StepFailure::Clone(errno) => return Err((MAKE_PROCESS, errno).into()),
+        StepFailure::Step(step, errno) => (step, errno),
+    };
+    let why = ChildFailure { step, errno }.describe(&path, Path::new(cwd), &identity.name);
+    match step {
+        ChildStep::Execute => Ok(Start::NoProgram {
+            code: NOT_EXECUTABLE,
+            message: complaint(name, &why),
+        }),
+        ChildStep::Session
+        | ChildStep::Descriptors
+        | ChildStep::Terminal
+        | ChildStep::Priority
+        | ChildStep::Limits
+        | ChildStep::Credentials
+        | ChildStep::Directory => Err(StartError::Child(why)),
+    }
 }
 
 /// The workload's variables, with those of the command in their place or behind them.

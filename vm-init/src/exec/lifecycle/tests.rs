@@ -8,7 +8,6 @@ fn at(ms: u64) -> Duration {
 fn ended(code: i32) -> Event {
     Event::MainEnded {
         exit: Exit::Code { code },
-        failure: None,
     }
 }
 
@@ -16,15 +15,9 @@ fn exited(code: i32) -> Action {
     Action::Exited(Exit::Code { code })
 }
 
-fn running() -> Lifecycle {
-    let mut life = Lifecycle::default();
-    assert_eq!(life.handle(Event::Executed, at(0)), [Action::Opened]);
-    life
-}
-
 #[test]
 fn an_end_kills_the_rest_and_is_told_when_the_output_is() {
-    let mut life = running();
+    let mut life = Lifecycle::default();
     assert!(life.has_main());
     assert_eq!(
         life.handle(ended(3), at(10)),
@@ -40,7 +33,7 @@ fn an_end_kills_the_rest_and_is_told_when_the_output_is() {
 
 #[test]
 fn a_closed_session_gets_its_grace_and_no_more() {
-    let mut life = running();
+    let mut life = Lifecycle::default();
     assert_eq!(
         life.handle(Event::Close, at(0)),
         [Action::Hangup, Action::CloseStreams]
@@ -55,7 +48,7 @@ fn a_closed_session_gets_its_grace_and_no_more() {
 
 #[test]
 fn what_a_closed_main_process_leaves_has_the_rest_of_the_grace() {
-    let mut life = running();
+    let mut life = Lifecycle::default();
     life.handle(Event::Close, at(0));
     assert_eq!(life.handle(ended(0), at(5)), []);
     assert_eq!(life.deadline(), Some(CLOSE_GRACE));
@@ -65,7 +58,7 @@ fn what_a_closed_main_process_leaves_has_the_rest_of_the_grace() {
 
 #[test]
 fn processes_that_cannot_be_killed_are_given_up() {
-    let mut life = running();
+    let mut life = Lifecycle::default();
     life.handle(ended(0), at(0));
     assert_eq!(life.deadline(), Some(CLEAR_TIME));
     assert_eq!(life.handle(Event::Timer, CLEAR_TIME), [Action::Seal]);
@@ -73,73 +66,22 @@ fn processes_that_cannot_be_killed_are_given_up() {
 
 #[test]
 fn a_client_that_goes_while_output_waits_is_not_waited_for() {
-    let mut life = running();
+    let mut life = Lifecycle::default();
     life.handle(ended(0), at(0));
     assert_eq!(life.handle(Event::Close, at(1)), [Action::CloseStreams]);
     assert_eq!(life.handle(Event::Cleared, at(2)), [exited(0)]);
-    let mut life = running();
+    let mut life = Lifecycle::default();
     life.handle(ended(0), at(0));
     life.handle(Event::Cleared, at(1));
     assert_eq!(life.handle(Event::Close, at(2)), [exited(0)]);
 }
 
 #[test]
-fn a_program_that_cannot_be_executed_ends_as_in_a_shell() {
-    let mut life = Lifecycle::default();
-    let failure = Some(Failure::Execute {
-        code: 126,
-        message: "no".into(),
-    });
-    let exit = Exit::Code { code: 127 };
-    assert_eq!(
-        life.handle(Event::MainEnded { exit, failure }, at(0)),
-        [
-            Action::Opened,
-            Action::Complain("no".into()),
-            Action::Kill,
-            Action::CloseInput
-        ]
-    );
-    life.handle(Event::Cleared, at(1));
-    assert_eq!(life.handle(Event::Drained, at(2)), [exited(126)]);
-}
-
-#[test]
-fn a_session_that_cannot_be_set_up_is_refused_when_nothing_is_left_of_it() {
-    let mut life = Lifecycle::default();
-    let failure = Some(Failure::Setup("no such directory".into()));
-    let exit = Exit::Code { code: 127 };
-    life.handle(Event::MainEnded { exit, failure }, at(0));
-    life.handle(Event::Cleared, at(1));
-    assert_eq!(
-        life.handle(Event::Drained, at(1)),
-        [Action::Refused("no such directory".into())]
-    );
-}
-
-#[test]
-fn a_session_closed_before_its_program_ran_was_none() {
-    let mut life = Lifecycle::default();
-    life.handle(Event::Close, at(0));
-    life.handle(ended(0), at(1));
-    assert!(matches!(
-        life.handle(Event::Cleared, at(2))[..],
-        [Action::Refused(_)]
-    ));
-    // But if it was seen to run, it has an end.
-    let mut life = Lifecycle::default();
-    life.handle(Event::Close, at(0));
-    assert_eq!(life.handle(Event::Executed, at(1)), [Action::Opened]);
-    life.handle(ended(0), at(1));
-    assert_eq!(life.handle(Event::Cleared, at(2)), [exited(0)]);
-}
-
-#[test]
 fn the_end_of_the_guest_waits_for_nobody() {
-    let mut life = running();
+    let mut life = Lifecycle::default();
     life.handle(Event::Close, at(0));
     assert_eq!(life.handle(Event::Kill, at(1)), [Action::Kill]);
-    let mut life = running();
+    let mut life = Lifecycle::default();
     assert_eq!(
         life.handle(Event::Kill, at(1)),
         [Action::Kill, Action::CloseStreams]
@@ -147,19 +89,9 @@ fn the_end_of_the_guest_waits_for_nobody() {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let failure = prop_oneof![
-        Just(None),
-        Just(Some(Failure::Setup(String::new()))),
-        Just(Some(Failure::Execute {
-            code: 127,
-            message: String::new()
-        })),
-    ];
     prop_oneof![
-        Just(Event::Executed),
-        failure.prop_map(|failure| Event::MainEnded {
-            exit: Exit::Signal { signal: 1 },
-            failure
+        Just(Event::MainEnded {
+            exit: Exit::Signal { signal: 1 }
         }),
         Just(Event::Cleared),
         Just(Event::Drained),
@@ -170,8 +102,8 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: one last word, `Opened` before `Exited`, nothing after
-    /// the end; and from any point, a main process that ends and time bring the end about.
+    /// Whatever happens in whatever order: one last word, and nothing after it; and from any point,
+    /// a main process that ends and time bring the end about.
     #[test]
     fn any_order_of_events_has_one_end(events in prop::collection::vec(any_event(), 0..20)) {
         let mut life = Lifecycle::default();
@@ -186,11 +118,7 @@ proptest! {
             said.extend(actions);
         }
         prop_assert!(life.over());
-        let opened = said.iter().position(|a| *a == Action::Opened);
         let exits = said.iter().filter(|a| matches!(a, Action::Exited(_))).count();
-        let refusals = said.iter().filter(|a| matches!(a, Action::Refused(_))).count();
-        prop_assert_eq!(exits + refusals, 1);
-        prop_assert_eq!(opened.is_some(), exits == 1);
-        prop_assert!(said.iter().filter(|a| **a == Action::Opened).count() <= 1);
+        prop_assert_eq!(exits, 1);
     }
 }
