@@ -134,24 +134,27 @@ fn boot(
     at(BootStage::Mounted, root::switch(in_memory))?;
     at(BootStage::Mounted, reached(control, BootStage::Mounted))?;
 
-    let network = spec.network.as_ref();
-    let network_socket = at(BootStage::NetworkUp, network::bring_up(network))?;
-    at(BootStage::NetworkUp, reached(control, BootStage::NetworkUp))?;
-
     let (identity, warning) = at(BootStage::Prepared, users::resolve(&spec.workload.user))?;
     if let Some(message) = warning {
         let queued = control.queue(&GuestMessage::Warning { message });
         at(BootStage::Prepared, queued)?;
     }
-    let cgroup = at(BootStage::Prepared, cgroup::make(&spec.workload.limits))?;
     let probe = match spec.health.as_ref().map(|check| &check.probe) {
         Some(Probe::Exec(command)) => Some(command.as_slice()),
         Some(Probe::Tcp(_) | Probe::Http { .. }) | None => None,
     };
-    let launcher = at(
+    let mut launcher = at(
         BootStage::Prepared,
         Launcher::new(&spec.workload, probe, identity, true),
     )?;
+    // Early, so that the host's file server reads while this kernel sets up the network.
+    launcher.read_ahead();
+
+    let network = spec.network.as_ref();
+    let network_socket = at(BootStage::NetworkUp, network::bring_up(network))?;
+    at(BootStage::NetworkUp, reached(control, BootStage::NetworkUp))?;
+
+    let cgroup = at(BootStage::Prepared, cgroup::make(&spec.workload.limits))?;
     at(BootStage::Prepared, reached(control, BootStage::Prepared))?;
     Ok(Booted {
         launcher,
