@@ -9,7 +9,7 @@ use nix::errno::Errno;
 /// The interface's number.
 pub(crate) fn index(socket: &OwnedFd, name: &CStr) -> nix::Result<u32> {
     let mut request = request(name)?;
-    call(socket, libc::SIOCGIFINDEX as u64, &mut request)?;
+    call(socket, libc::SIOCGIFINDEX, &mut request)?;
     // SAFETY: SIOCGIFINDEX has filled this member in, and any bits are a number.
     let index = unsafe { request.ifr_ifru.ifru_ifindex };
     u32::try_from(index).map_err(|_| Errno::ENODEV)
@@ -20,14 +20,14 @@ pub(crate) fn up(socket: &OwnedFd, name: &CStr, flags: c_int) -> nix::Result<()>
     let mut request = request(name)?;
     // The flags that can be set are the lower 16.
     request.ifr_ifru.ifru_flags = flags as c_short;
-    call(socket, libc::SIOCSIFFLAGS as u64, &mut request)
+    call(socket, libc::SIOCSIFFLAGS, &mut request)
 }
 
 /// Sets the bytes of the largest IP packet.
 pub(crate) fn set_mtu(socket: &OwnedFd, name: &CStr, mtu: u32) -> nix::Result<()> {
     let mut request = request(name)?;
     request.ifr_ifru.ifru_mtu = c_int::try_from(mtu).map_err(|_| Errno::EINVAL)?;
-    call(socket, libc::SIOCSIFMTU as u64, &mut request)
+    call(socket, libc::SIOCSIFMTU, &mut request)
 }
 
 fn request(name: &CStr) -> nix::Result<libc::ifreq> {
@@ -43,7 +43,7 @@ fn request(name: &CStr) -> nix::Result<libc::ifreq> {
     Ok(request)
 }
 
-fn call(socket: &OwnedFd, number: u64, request: &mut libc::ifreq) -> nix::Result<()> {
+fn call(socket: &OwnedFd, number: libc::c_ulong, request: &mut libc::ifreq) -> nix::Result<()> {
     // SAFETY: each `number` of this module reads an ifreq and writes at most one, which `request`
     // is, for the length of the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), number as _, &raw mut *request) };
