@@ -19,7 +19,7 @@ const RECENT_BYTES: usize = 64 * 1024;
 /// Lines that a follower may be behind before it misses some.
 const BACKLOG: usize = 1024;
 
-/// The recent lines of a worker, and those to come.
+/// The recent lines, and those to come.
 pub type Followed = (Vec<Arc<LogLine>>, broadcast::Receiver<Arc<LogLine>>);
 
 /// Where lines are put and from where they are read. Cheap to clone.
@@ -32,12 +32,16 @@ pub struct LogBus {
 struct Inner {
     everything: Option<mpsc::Sender<LogLine>>,
     taken: bool,
+    /// Those who follow all workers, and may miss lines.
+    followers: Option<broadcast::Sender<Arc<LogLine>>>,
+    /// Lines so far: the order of those of different workers.
+    count: u64,
     workers: BTreeMap<WorkerName, WorkerLog>,
 }
 
 #[derive(Debug, Default)]
 struct WorkerLog {
-    recent: VecDeque<Arc<LogLine>>,
+    recent: VecDeque<(u64, Arc<LogLine>)>,
     bytes: usize,
     followers: Option<broadcast::Sender<Arc<LogLine>>>,
 }
@@ -51,8 +55,12 @@ impl LogBus {
     pub async fn put(&self, line: LogLine) {
         let everything = {
             let mut inner = self.lock();
+            let kept = Arc::new(line.clone());
+            tell(&mut inner.followers, &kept);
+            inner.count += 1;
+            let count = inner.count;
             let log = inner.workers.entry(line.worker.clone()).or_default();
-            log.put(Arc::new(line.clone()));
+            log.put(count, kept);
             inner.everything.clone()
         };
         if let Some(everything) = everything
@@ -82,7 +90,23 @@ impl LogBus {
         let followers = log
             .followers
             .get_or_insert_with(|| broadcast::Sender::new(BACKLOG));
-        (log.recent.iter().cloned().collect(), followers.subscribe())
+        let recent = log.recent.iter().map(|(_, line)| Arc::clone(line));
+        (recent.collect(), followers.subscribe())
+    }
+
+    /// The recent lines of all workers in their order, and those to come, also of workers that are
+    /// still to be added, without a gap.
+    pub fn follow_all(&self) -> Followed {
+        let mut inner = self.lock();
+        let workers = inner.workers.values();
+        let mut recent: Vec<(u64, Arc<LogLine>)> =
+            workers.flat_map(|log| log.recent.iter().cloned()).collect();
+        recent.sort_unstable_by_key(|(count, _)| *count);
+        let followers = &mut inner.followers;
+        let live = followers
+            .get_or_insert_with(|| broadcast::Sender::new(BACKLOG))
+            .subscribe();
+        (recent.into_iter().map(|(_, line)| line).collect(), live)
     }
 
     /// Forgets a worker that was removed; its followers come to their end.
@@ -92,21 +116,25 @@ impl LogBus {
 }
 
 impl WorkerLog {
-    fn put(&mut self, line: Arc<LogLine>) {
+    fn put(&mut self, count: u64, line: Arc<LogLine>) {
         self.bytes += line.text.len();
-        self.recent.push_back(Arc::clone(&line));
+        self.recent.push_back((count, Arc::clone(&line)));
         while self.recent.len() > RECENT_LINES || self.bytes > RECENT_BYTES {
             match self.recent.pop_front() {
-                Some(old) => self.bytes -= old.text.len(),
+                Some((_, old)) => self.bytes -= old.text.len(),
                 None => break,
             }
         }
-        if let Some(followers) = &self.followers
-            && followers.send(line).is_err()
-        {
-            // The last follower has gone.
-            self.followers = None;
-        }
+        tell(&mut self.followers, &line);
+    }
+}
+
+fn tell(followers: &mut Option<broadcast::Sender<Arc<LogLine>>>, line: &Arc<LogLine>) {
+    if let Some(sender) = followers
+        && sender.send(Arc::clone(line)).is_err()
+    {
+        // The last follower has gone.
+        *followers = None;
     }
 }
 
@@ -164,6 +192,23 @@ mod tests {
         assert_eq!(live.recv().await.unwrap().text, b"2");
         bus.forget(&WorkerName::new("a").unwrap());
         assert!(live.recv().await.is_err(), "it ends with its worker");
+    }
+
+    #[tokio::test]
+    async fn a_follower_of_all_sees_workers_that_come_later() {
+        let bus = LogBus::default();
+        for (worker, text) in [("b", "1"), ("a", "2"), ("b", "3")] {
+            bus.put(line(worker, text)).await;
+        }
+        let (recent, mut live) = bus.follow_all();
+        assert_eq!(texts(&recent), ["1", "2", "3"]);
+        bus.put(line("a", "4")).await;
+        bus.put(line("c", "5")).await;
+        assert_eq!(live.recv().await.unwrap().text, b"4");
+        assert_eq!(live.recv().await.unwrap().text, b"5");
+        drop(live);
+        bus.put(line("b", "6")).await;
+        assert!(bus.lock().followers.is_none(), "nobody is told any more");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ pub mod agent;
 pub mod chaos;
 pub mod http;
 pub mod program;
+pub mod project;
 pub mod upstream;
 
 use std::path::{Path, PathBuf};

@@ -4,7 +4,8 @@
 //! * [`Supervisor`]: runs workers and keeps them running, for any program to embed;
 //! * [`workers_file`]: `iii.workers.yaml`, checked whole, every fault with its place;
 //! * behind the feature `cli`: [`cli`], the program's commands, with [`output`], what `run` prints,
-//!   and [`doctor`], what this host can run and why.
+//!   [`control`], how they speak to a running supervisor, and [`doctor`], what this host can run and
+//!   why.
 //!
 //! May depend on everything below it: `actors`, `vmm`, `net`, `vfs`, `firmware`, `image`, `proto`.
 //! Must never be in it: how a VM, a network or a file system works; an actix type in the public
@@ -14,6 +15,8 @@
 #[cfg(feature = "cli")]
 mod accounts;
 pub mod cli;
+#[cfg(feature = "cli")]
+pub mod control;
 mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;

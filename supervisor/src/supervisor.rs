@@ -385,6 +385,18 @@ impl Supervisor {
         EventStream::new(self.bus.subscribe())
     }
 
+    /// The recent events, as many as are kept, and those to come, without a gap.
+    #[cfg(feature = "cli")]
+    pub(crate) fn follow_events(&self) -> iii_actors::event::Followed {
+        self.bus.follow()
+    }
+
+    /// The recent lines of all workers, as many as are kept, and those to come, without a gap.
+    #[cfg(feature = "cli")]
+    pub(crate) fn follow_logs(&self) -> iii_actors::logs::Followed {
+        self.logs.follow_all()
+    }
+
     /// The output of all workloads from now on; for the first caller. A slow reader slows the
     /// workloads down and loses nothing; without a reader, or once it is gone, nobody waits.
     /// [`Worker::logs`] follows one worker and slows nobody.

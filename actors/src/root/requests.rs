@@ -31,6 +31,8 @@ pub struct WorkerStatus {
     pub since: Duration,
     /// For whom it waits.
     pub waits_for: Vec<WorkerName>,
+    /// Whether it has a probe, so that being ready is more than being started.
+    pub probed: bool,
     /// The VM that runs.
     pub boot: Option<BootId>,
     /// VMs that it has had, those under earlier supervisors that were killed included.
@@ -116,6 +118,7 @@ impl RootSupervisor {
             state: self.fleet.state(name)?,
             since: worker.facts.since,
             waits_for: self.fleet.waits_for(name),
+            probed: worker.plan.spec.health.is_some(),
             boot: worker.facts.boot,
             boots: worker.memory.boots,
             vmm_pid: worker.facts.vmm_pid,

@@ -7,6 +7,7 @@ use iii_proto::ids::WorkerName;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::since::PointInTime;
 use crate::workers_file::FILE_NAME;
 
 const EXIT_CODES: &str = "\
@@ -14,6 +15,7 @@ Exit codes:
   0    all is well
   1    a worker failed, or a command could not do what it was asked
   2    bad input, or this host cannot run it: nothing was started
+  3    no supervisor runs, and the command needs one
   130  ended at once by a second Ctrl-C, or while nothing was started yet
 
 Environment:
@@ -57,6 +59,31 @@ Examples:
   iii-super run web queue              only these two
   iii-super run -f app/workers.yaml --json | jq 'select(.event == \"log\").text'")]
     Run(RunArguments),
+    /// Show how the workers of a running supervisor are
+    #[command(after_help = "\
+FOR is how long a worker has been in its state, PID the host's process above its VM, PORTS what the
+host publishes: its address and the guest's port. HEALTH is what the worker's probe says.
+
+Exit codes: 0 shown; 1 the supervisor does not answer; 2 bad input; 3 no supervisor runs.
+
+Examples:
+  iii-super ps                         the workers of ./iii.workers.yaml
+  iii-super ps --all-projects          every supervisor of this user
+  iii-super ps --json | jq -r '.workers[] | select(.state != \"ready\").name'")]
+    Ps(PsArguments),
+    /// Show what has happened to the workers of a running supervisor, and what happens
+    #[command(after_help = "\
+The supervisor keeps some thousand events; a worker's own lines are not among them. --json prints
+the objects that run --json prints.
+
+Exit codes: 0 shown; 1 the supervisor does not answer, or ended while it was followed; 2 bad input;
+3 no supervisor runs.
+
+Examples:
+  iii-super events                     what is kept
+  iii-super events -f web              of web, what is kept and what comes
+  iii-super events --since 10m --json | jq 'select(.event == \"vm-crashed\")'")]
+    Events(EventsArguments),
     /// Show what a workers file means, with secrets masked; start nothing
     #[command(after_help = "\
 Examples:
@@ -124,6 +151,38 @@ pub(super) struct RunArguments {
     /// Show every step, also those that matter only when something is slow or goes wrong
     #[arg(short, long)]
     pub(super) verbose: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PsArguments {
+    /// The workers file
+    #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
+    pub(super) file: PathBuf,
+    /// Every running supervisor of this user, whatever its file
+    #[arg(short, long, conflicts_with = "file")]
+    pub(super) all_projects: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EventsArguments {
+    /// The workers file
+    #[arg(long, value_name = "FILE", default_value = FILE_NAME)]
+    pub(super) file: PathBuf,
+    /// Only of these workers
+    #[arg(value_name = "NAME")]
+    pub(super) names: Vec<WorkerName>,
+    /// Go on with what comes, until the supervisor's end
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Not what was before: 10m (ago), 10:00, \"2026-11-25 10:00\", 2026-11-25T10:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<PointInTime>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

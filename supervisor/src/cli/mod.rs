@@ -1,19 +1,24 @@
 //! The program's commands.
 //!
 //! Exit codes: 0 all is well; 1 a worker failed, or a command could not do what it was asked; 2 bad
-//! input or a host that cannot run it, and nothing was started; 130 ended at once by a second
-//! Ctrl-C, or by the first while nothing was started yet.
+//! input or a host that cannot run it, and nothing was started; 3 no supervisor runs, and the
+//! command needs one; 130 ended at once by a second Ctrl-C, or by the first while nothing was
+//! started yet.
 
 mod arguments;
 mod config;
+mod contact;
+mod events;
 mod firmware;
 mod progress;
 mod project;
+mod ps;
 mod reset;
 mod run;
 mod say;
 mod service;
 mod signals;
+mod since;
 
 use std::process::ExitCode;
 
@@ -31,6 +36,8 @@ const OK: u8 = 0;
 const FAILED: u8 = 1;
 /// Nothing was started: bad input, or a host that cannot run it.
 const REFUSED: u8 = 2;
+/// No supervisor runs, and the command needs one.
+const NOT_RUNNING: u8 = 3;
 /// Ended at once by Ctrl-C: 128 and SIGINT, as shells have it.
 const KILLED: u8 = 130;
 
@@ -43,6 +50,8 @@ pub fn main() -> ExitCode {
     log_to_stderr();
     let code = match arguments.command {
         Command::Run(args) => run::run(&args, &arguments.colour),
+        Command::Ps(args) => ps::run(&args, &arguments.colour),
+        Command::Events(args) => events::run(&args, &arguments.colour),
         Command::Config(args) => config::run(&args),
         Command::Doctor { json } => doctor(json, &arguments.colour),
         Command::Reset(args) => reset::run(&args),

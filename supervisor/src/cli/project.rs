@@ -9,9 +9,11 @@ use sha2::{Digest, Sha256};
 /// Longest part of the directory's name that is there for people to recognise it by.
 const MAX_LABEL: usize = 40;
 
-/// The file cannot be found again.
+/// There is no such file.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to resolve {path}: {source}")]
+#[error(
+    "failed to find {path}: {source}; name the file with -f FILE, or change into its directory"
+)]
 pub(super) struct ProjectError {
     path: PathBuf,
     source: std::io::Error,
@@ -24,7 +26,23 @@ pub(super) fn state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, ProjectE
         path: file.to_owned(),
         source,
     })?;
-    Ok(home.path().join("projects").join(directory_name(&file)))
+    Ok(directory_of(home, &file))
+}
+
+/// The same for a command that speaks to a supervisor, which may run a file that was removed since.
+pub(super) fn running_state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, ProjectError> {
+    state_dir(home, file).or_else(|error| {
+        let absolute = std::path::absolute(file).ok();
+        let gone = absolute.and_then(|file| {
+            let parent = file.parent()?.canonicalize().ok()?;
+            Some(directory_of(home, &parent.join(file.file_name()?)))
+        });
+        gone.filter(|directory| directory.exists()).ok_or(error)
+    })
+}
+
+fn directory_of(home: &IiiHome, file: &Path) -> PathBuf {
+    home.path().join("projects").join(directory_name(file))
 }
 
 /// The name of the file's directory, for people, and a digest of the whole path.
@@ -63,5 +81,14 @@ mod tests {
         let other = app.join("other.yaml");
         std::fs::write(&other, "").unwrap();
         assert_ne!(state, state_dir(&home, &other).unwrap());
+
+        let home = IiiHome::at(dir.path().join("home")).unwrap();
+        let state = state_dir(&home, &file).unwrap();
+        std::fs::create_dir_all(&state).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert!(state_dir(&home, &file).is_err());
+        assert_eq!(running_state_dir(&home, &file).unwrap(), state);
+        std::fs::remove_dir(&state).unwrap();
+        assert!(running_state_dir(&home, &file).is_err());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ use super::say::say;
 use super::service;
 use super::signals::Signals;
 use super::{FAILED, KILLED, OK, REFUSED};
+use crate::control::server::ControlServer;
+use crate::control::socket::ControlSocket;
 use crate::output::printer::{self, Format};
 use crate::output::screen::Screen;
 use crate::{
@@ -36,7 +38,8 @@ pub(super) fn run(args: &RunArguments, colour: &Colour) -> u8 {
     let format = if args.file.json {
         Format::Json
     } else {
-        let screen = Screen::new(&file.workers, colour.of_stdout(), args.verbose);
+        let looks = file.workers.iter().map(|w| (&w.name, w.health.is_some()));
+        let screen = Screen::new(looks, colour.of_stdout(), args.verbose);
         Format::Human(screen)
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -77,7 +80,7 @@ async fn supervise(file: &Path, specs: Vec<WorkerSpec>, args: &RunArguments, for
     };
     let progress = Arc::new(StderrProgress::new());
     let builder = Supervisor::builder()
-        .state_dir(state)
+        .state_dir(state.clone())
         .forget(args.reset_failed)
         .vmm(match args.vmm {
             Vmm::Auto => VmmChoice::Auto,
@@ -100,7 +103,17 @@ async fn supervise(file: &Path, specs: Vec<WorkerSpec>, args: &RunArguments, for
             return REFUSED;
         }
     };
-    Run::start(supervisor, workers, format)
+    // The state directory is locked by now.
+    let socket = match ControlSocket::open(&state) {
+        Ok(socket) => socket,
+        Err(error) => {
+            say(&error);
+            return REFUSED;
+        }
+    };
+    // What cannot be made absolute was not read either.
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    Run::start(supervisor, socket, file, workers, format)
         .finish(signals)
         .await
 }
@@ -120,6 +133,7 @@ async fn make_ready(
 /// Workers that run, and what prints what they do.
 struct Run {
     supervisor: Arc<Supervisor>,
+    control: ControlServer,
     workers: Vec<PreparedWorker>,
     printer: Printer,
 }
@@ -141,7 +155,13 @@ enum End {
 }
 
 impl Run {
-    fn start(supervisor: Supervisor, workers: Vec<PreparedWorker>, format: Format) -> Self {
+    fn start(
+        supervisor: Supervisor,
+        socket: ControlSocket,
+        file: PathBuf,
+        workers: Vec<PreparedWorker>,
+        format: Format,
+    ) -> Self {
         let events = supervisor.events();
         let logs = supervisor
             .take_logs()
@@ -153,14 +173,31 @@ impl Run {
             done,
             broken: false,
         };
+        let supervisor = Arc::new(supervisor);
         Self {
-            supervisor: Arc::new(supervisor),
+            control: ControlServer::start(socket, Arc::clone(&supervisor), file),
+            supervisor,
             workers,
             printer,
         }
     }
 
+    /// Runs to the end; then nothing of it is left.
     async fn finish(mut self, mut signals: Signals) -> u8 {
+        let code = self.supervise(&mut signals).await;
+        let Self {
+            supervisor,
+            control,
+            ..
+        } = self;
+        let clients = control.close(code).await;
+        drop(supervisor);
+        // Whoever waits for the end may run the next one at once.
+        drop(clients);
+        code
+    }
+
+    async fn supervise(&mut self, signals: &mut Signals) -> u8 {
         for worker in std::mem::take(&mut self.workers) {
             if let Err(error) = self.supervisor.launch(worker).await {
                 say(&error);
@@ -183,15 +220,17 @@ impl Run {
                 say(format_args!(
                     "{name}: stopping all workers; Ctrl-C again ends them at once"
                 ));
-                self.stop(&mut signals).await
+                self.stop(signals).await
             }
             End::Output(nobody_reads) => {
-                let (outcomes, code) = self.stop(&mut signals).await;
+                let (outcomes, code) = self.stop(signals).await;
                 (outcomes, if nobody_reads { code } else { code.max(FAILED) })
             }
         };
         if let Some(service) = service {
             service.abort();
+            // It ends with an error, since it was aborted.
+            drop(service.await);
         }
         if code != KILLED {
             tokio::select! {
@@ -247,7 +286,7 @@ impl Printer {
     }
 
     /// Prints what is left.
-    async fn close(mut self) {
+    async fn close(&mut self) {
         if self.broken {
             return;
         }

@@ -20,7 +20,8 @@ fn screen(colour: bool, verbose: bool) -> Screen {
         start_period_ms: 0,
     });
     let flaky = WorkerSpec::new(name("flaky"), vec!["x".into()]);
-    Screen::new([&web, &flaky], colour, verbose)
+    let looks = [&web, &flaky].map(|w| (&w.name, w.health.is_some()));
+    Screen::new(looks, colour, verbose)
 }
 
 fn make(worker: &str, kind: EventKind) -> Event {

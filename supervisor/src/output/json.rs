@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use iii_actors::event::{Event, LogLine};
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
 use iii_proto::log::Stream;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 #[derive(Serialize)]
 struct Log<'a> {
@@ -50,9 +50,41 @@ pub fn log(line: &LogLine) -> serde_json::Result<String> {
     serde_json::to_string(&log).map(escape_c1)
 }
 
+/// A line of output as it is read back.
+#[derive(Deserialize)]
+struct ReadLog {
+    time_unix_ms: u64,
+    worker: WorkerName,
+    boot: BootId,
+    pid: GuestPid,
+    stream: Stream,
+    complete: bool,
+    text: Option<String>,
+    text_base64: Option<String>,
+}
+
+/// What [`log`] wrote; its time to the millisecond.
+pub fn parse_log(json: &str) -> serde_json::Result<LogLine> {
+    let log: ReadLog = serde_json::from_str(json)?;
+    let text = match (log.text, log.text_base64) {
+        (Some(text), _) => text.into_bytes(),
+        (None, Some(text)) => STANDARD.decode(text).map_err(serde::de::Error::custom)?,
+        (None, None) => return Err(serde::de::Error::missing_field("text")),
+    };
+    Ok(LogLine {
+        worker: log.worker,
+        boot: log.boot,
+        pid: log.pid,
+        stream: log.stream,
+        time_unix_ns: log.time_unix_ms.saturating_mul(1_000_000),
+        text,
+        complete: log.complete,
+    })
+}
+
 /// JSON must escape C0 only, but a terminal that shows the line obeys DEL and C1 as well. Outside
 /// of strings JSON has none of them.
-fn escape_c1(json: String) -> String {
+pub(crate) fn escape_c1(json: String) -> String {
     let hostile = |c: char| ('\u{7f}'..='\u{9f}').contains(&c);
     if !json.contains(hostile) {
         return json;
@@ -122,11 +154,10 @@ mod tests {
             let json = log(&line(&bytes)).unwrap();
             prop_assert!(!json.chars().any(char::is_control));
             let value: Value = serde_json::from_str(&json).unwrap();
-            let back = match value["text"].as_str() {
-                Some(text) => text.as_bytes().to_vec(),
-                None => STANDARD.decode(value["text_base64"].as_str().unwrap()).unwrap(),
-            };
-            prop_assert_eq!(back, bytes);
+            prop_assert_eq!(value["text"].is_string(), std::str::from_utf8(&bytes).is_ok());
+            let back = parse_log(&json).unwrap();
+            prop_assert_eq!(log(&back).unwrap(), json);
+            prop_assert_eq!(back.text, bytes);
         }
     }
 }

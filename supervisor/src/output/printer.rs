@@ -92,7 +92,7 @@ async fn flush(out: &mut (impl AsyncWrite + Unpin), text: &mut String) -> io::Re
 }
 
 impl Format {
-    fn log(&self, line: &LogLine, out: &mut String) -> io::Result<()> {
+    pub(super) fn log(&self, line: &LogLine, out: &mut String) -> io::Result<()> {
         match self {
             Self::Human(screen) => *out += &human::log(line, screen, &stamp_now()),
             Self::Json => *out += &json::log(line)?,
@@ -101,7 +101,7 @@ impl Format {
         Ok(())
     }
 
-    fn event(&self, event: &Event, out: &mut String) -> io::Result<()> {
+    pub(super) fn event(&self, event: &Event, out: &mut String) -> io::Result<()> {
         match self {
             Self::Human(screen) => match human::event(event, screen, &stamp(event.time_unix_ms)) {
                 Some(text) => *out += &text,
@@ -113,7 +113,7 @@ impl Format {
         Ok(())
     }
 
-    fn missed(&self, count: u64, out: &mut String) {
+    pub(super) fn missed(&self, count: u64, out: &mut String) {
         match self {
             Self::Human(_) => *out += &format!("({count} events are not shown: too slow a reader)"),
             Self::Json => *out += &format!(r#"{{"event":"missed","count":{count}}}"#),

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::WorkerName;
 
 use super::escape::Colours;
@@ -64,22 +63,19 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// A layout for these workers: all of the file's, so that a worker has the same colour
-    /// whichever of them run.
+    /// A layout for these workers, each with whether it has a probe: all of the file's, so that a
+    /// worker has the same colour whichever of them run.
     pub fn new<'a>(
-        workers: impl IntoIterator<Item = &'a WorkerSpec>,
+        workers: impl IntoIterator<Item = (&'a WorkerName, bool)>,
         colour: bool,
         verbose: bool,
     ) -> Self {
         let workers: BTreeMap<WorkerName, Look> = workers
             .into_iter()
             .enumerate()
-            .map(|(n, worker)| {
-                let look = Look {
-                    colour: PALETTE[n % PALETTE.len()],
-                    probed: worker.health.is_some(),
-                };
-                (worker.name.clone(), look)
+            .map(|(n, (name, probed))| {
+                let colour = PALETTE[n % PALETTE.len()];
+                (name.clone(), Look { colour, probed })
             })
             .collect();
         let longest = workers.keys().map(|name| name.as_str().len()).max();

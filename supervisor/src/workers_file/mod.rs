@@ -36,7 +36,7 @@ use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::WorkerName;
 
 #[cfg(feature = "cli")]
-pub(crate) use duration::format as format_duration;
+pub(crate) use duration::{format as format_duration, parse as parse_duration};
 pub use fault::{Fault, WorkersFileError};
 pub use node::Position;
 pub(crate) use reader::did_you_mean;

@@ -1,0 +1,174 @@
+//! The commands' end of the control socket.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use super::line::{self, LineError, LineReader, MAX_REPLY};
+use super::protocol::{Call, Greeting, PROTOCOL, Refusal, Reply, Request};
+use super::socket;
+
+/// How long a supervisor may take to greet. It does so before all else, so that only one that is
+/// stopped or starved takes longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Why there is no answer, or none that is good.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no supervisor runs for this project")]
+    NotRunning,
+    /// The socket cannot be reached.
+    #[error("failed to reach the supervisor at {path}: {source}")]
+    Connect {
+        /// The state directory.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Somebody listens and says nothing.
+    #[error(
+        "failed to hear from the supervisor within {} s: it is stopped or overloaded; look at its \
+         process, which the file `lock` in {path} names", PATIENCE.as_secs()
+    )]
+    Silent {
+        /// The state directory.
+        path: PathBuf,
+    },
+    /// It is of another version.
+    #[error(
+        "failed to speak to the supervisor with process id {pid}: it is iii-super {version}, which \
+         speaks protocol {protocol}, and this one {PROTOCOL}; stop it with its own program or by \
+         SIGTERM, and run it anew"
+    )]
+    Version {
+        /// Its process.
+        pid: u32,
+        /// Its version.
+        version: String,
+        /// Its protocol.
+        protocol: u32,
+    },
+    /// It does not do what it was asked for.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// It has ended while it was listened to.
+    #[error("failed to hear the supervisor to the end: it has ended, or was killed")]
+    Ended,
+    /// The connection broke.
+    #[error("failed to speak to the supervisor: {0}")]
+    Broken(#[from] std::io::Error),
+    /// What it says makes no sense.
+    #[error("failed to understand the supervisor: {0}")]
+    Malformed(String),
+}
+
+impl From<LineError> for ClientError {
+    fn from(error: LineError) -> Self {
+        match error {
+            LineError::Io(error) => Self::Broken(error),
+            LineError::TooLong(_) | LineError::Malformed(_) => Self::Malformed(error.to_string()),
+        }
+    }
+}
+
+/// A connection on which a request may be made.
+#[derive(Debug)]
+pub struct Client {
+    /// Who answers.
+    pub greeting: Greeting,
+    reader: LineReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
+}
+
+/// An answer on its way.
+#[derive(Debug)]
+pub struct Answer {
+    reader: LineReader<OwnedReadHalf>,
+    /// Its drop would tell the supervisor that nobody waits any more.
+    _writer: OwnedWriteHalf,
+}
+
+impl Client {
+    /// Connects to the supervisor of a state directory.
+    pub async fn connect(directory: &Path) -> Result<Self, ClientError> {
+        let path = || directory.to_owned();
+        let stream = match socket::connect(directory).await {
+            Ok(stream) => stream,
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                    return Err(ClientError::NotRunning);
+                }
+                // The queue of clients that wait to be accepted is full.
+                ErrorKind::WouldBlock => return Err(ClientError::Silent { path: path() }),
+                _ => {
+                    return Err(ClientError::Connect {
+                        path: path(),
+                        source: error,
+                    });
+                }
+            },
+        };
+        match tokio::time::timeout(PATIENCE, Self::greeted(stream)).await {
+            Ok(client) => client,
+            Err(_) => Err(ClientError::Silent { path: path() }),
+        }
+    }
+
+    async fn greeted(stream: UnixStream) -> Result<Self, ClientError> {
+        let (read, writer) = stream.into_split();
+        let mut reader = LineReader::new(read, MAX_REPLY);
+        let greeting: Greeting = reader.value().await?.ok_or(ClientError::NotRunning)?;
+        if greeting.protocol != PROTOCOL {
+            return Err(ClientError::Version {
+                pid: greeting.pid,
+                version: greeting.version,
+                protocol: greeting.protocol,
+            });
+        }
+        Ok(Self {
+            greeting,
+            reader,
+            writer,
+        })
+    }
+
+    /// Asks.
+    pub async fn ask(mut self, request: Request) -> Result<Answer, ClientError> {
+        let mut text = Vec::new();
+        line::write(&Call::new(request), &mut text)
+            .map_err(|error| ClientError::Malformed(error.to_string()))?;
+        match self.writer.write_all(&text).await {
+            // It may have said why it does not listen.
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Answer {
+            reader: self.reader,
+            _writer: self.writer,
+        })
+    }
+}
+
+impl Answer {
+    /// Whether there is more without waiting.
+    pub fn has_more(&self) -> bool {
+        self.reader.has_line()
+    }
+
+    /// The next line of the answer; `None` when it is complete. Given up, it has lost nothing.
+    pub async fn next(&mut self) -> Result<Option<Reply>, ClientError> {
+        match self.reader.value().await? {
+            Some(Reply::Done) => Ok(None),
+            Some(Reply::Refused(refusal)) => Err(ClientError::Refused(refusal)),
+            Some(reply) => Ok(Some(reply)),
+            None => Err(ClientError::Ended),
+        }
+    }
+}
