@@ -7,7 +7,7 @@ export CARGO_TERM_COLOR ?= auto
 
 RUN_PACKAGES := qemu-system-x86 e2fsprogs python3 python3-pip ca-certificates gcc libc6-dev
 TEST_PACKAGES := cpio erofs-utils git dnsmasq-base procps util-linux systemd
-BENCH_PACKAGES := busybox-static runit s6 supervisor
+BENCH_PACKAGES := busybox-static entr runit s6 supervisor
 
 .PHONY: help run build release test bench chaos fmt clippy docs deny tools-run tools-test clean
 

@@ -75,6 +75,18 @@ impl std::fmt::Display for ActorKind {
     }
 }
 
+/// What follows when files of a project are saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceAction {
+    /// The workload is restarted in its VM.
+    Restart,
+    /// They decide how the project is installed and started: it gets a new VM.
+    NewVm,
+    /// Those who watch the files in the guest are told; nothing is restarted.
+    Told,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -232,6 +244,37 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// What a project's directory holds, and what is done with it.
+    ProjectFound {
+        /// What it is written in.
+        kind: String,
+        /// By what it was recognised.
+        found: String,
+        /// Where it is on the host.
+        directory: std::path::PathBuf,
+        /// How it is installed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        install: Option<String>,
+        /// How it is started.
+        start: String,
+        /// Whether a save restarts it.
+        restarts: bool,
+        /// What it watches its files with, if it does.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        watches_itself: Option<String>,
+        /// Whether keys are read from the terminal.
+        #[serde(skip)]
+        keys: bool,
+    },
+    /// Files of a project were saved.
+    SourceChanged {
+        /// Some of them, as the project's directory has them.
+        paths: Vec<String>,
+        /// How many more there are.
+        more: usize,
+        /// What is done about it.
+        action: SourceAction,
+    },
     /// Something a user should know that stops nothing.
     Warning {
         /// For the user.
@@ -327,6 +370,13 @@ fn text_of(kind: &EventKind) -> usize {
         EventKind::GuestPoweringOff {
             reason: PowerOffReason::SetupFailed { message, .. },
         } => message.len(),
+        EventKind::ProjectFound {
+            found,
+            install,
+            start,
+            ..
+        } => found.len() + install.as_ref().map_or(0, String::len) + start.len(),
+        EventKind::SourceChanged { paths, .. } => paths.iter().map(String::len).sum(),
         EventKind::WorkerStarting
         | EventKind::WorkerWaiting { .. }
         | EventKind::WorkerRestarting { .. }

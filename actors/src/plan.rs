@@ -177,6 +177,7 @@ impl WorkerPlan {
                 stop_grace_ms: u64::try_from(spec.stop_grace.as_millis()).unwrap_or(u64::MAX),
             },
             restart: spec.restart.clone(),
+            at_rest: spec.at_rest,
             health: spec.health.clone(),
             host_time_unix_ns,
             entropy,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use iii_proto::guest::{HealthCheck, Probe};
+pub use iii_proto::guest::{AtRest, HealthCheck, Probe};
 use iii_proto::ids::WorkerName;
 
 pub use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
@@ -44,6 +44,8 @@ pub struct WorkerSpec {
     pub network: NetworkSpec,
     /// When its workload is started again inside its VM.
     pub restart: RestartPolicy,
+    /// What its guest does once the workload is not started again.
+    pub at_rest: AtRest,
     /// When its VM is started again.
     pub vm_restart: RestartPolicy,
     /// When one of its actors other than the VM's, which fail only by a fault of ours or of the
@@ -83,6 +85,7 @@ impl WorkerSpec {
             ports: Vec::new(),
             network: NetworkSpec::default(),
             restart: RestartPolicy::default(),
+            at_rest: AtRest::default(),
             vm_restart: default_vm_restart(),
             actor_restart: default_actor_restart(),
             supervisor_restart: default_supervisor_restart(),

@@ -13,9 +13,9 @@ use crate::memory::WorkerMemory;
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Roster;
 use crate::root::{
-    Add, AddError, AwaitIdle, InjectError, InjectInto, Outcomes, QueryStatus, QueryStatuses,
-    Remove, RequestError, RequestRestart, RequestStart, RequestStop, RootSupervisor, StopAll,
-    Until, WaitFor, WorkerStatus,
+    Add, AddError, Announce, AwaitIdle, InjectError, InjectInto, Outcomes, QueryStatus,
+    QueryStatuses, Remove, RequestError, RequestRestart, RequestStart, RequestStop, RootSupervisor,
+    StopAll, Until, WaitFor, WorkerStatus,
 };
 use crate::runtime::Arbiters;
 use crate::worker::{Fault, Scope};
@@ -112,6 +112,16 @@ impl ActorSystem {
         scope: Scope,
     ) -> Result<(), RequestError> {
         self.ask(RequestRestart { worker, scope }).await
+    }
+
+    /// Tells those who watch these files in a worker's guest, whose paths they are, that the host has
+    /// changed them.
+    pub async fn announce(
+        &self,
+        worker: WorkerName,
+        paths: Vec<String>,
+    ) -> Result<(), RequestError> {
+        self.ask(Announce { worker, paths }).await
     }
 
     /// Stops a worker and forgets it; resolves when nothing of it is left.

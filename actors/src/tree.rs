@@ -411,7 +411,7 @@ impl<C: Copy + Eq + std::fmt::Debug> Tree<C> {
                     stops,
                 });
             }
-            Decision::GiveUp | Decision::Done => {
+            Decision::GiveUp | Decision::Done | Decision::Wait => {
                 let restarts = self.children[at].tracker.total();
                 self.end(TreeEnd::Failed {
                     child: id,

@@ -493,6 +493,22 @@ pub(crate) enum RestartPart {
     Vm,
 }
 
+/// To a WorkerSupervisor: the host has changed files that its guest sees.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct FilesChanged(pub(crate) Vec<String>);
+
+impl Handler<FilesChanged> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, FilesChanged(paths): FilesChanged, _: &mut Self::Context) {
+        // Between two VMs nobody watches anything.
+        if let Some(vm) = &self.children.vm {
+            vm.address.do_send(Tell::FilesChanged(paths));
+        }
+    }
+}
+
 impl Handler<RestartPart> for WorkerSupervisor {
     type Result = ();
 

@@ -10,6 +10,11 @@ use crate::restart::{Decision, Exit};
 /// by nobody, since the frame bound holds anyway.
 pub const MAX_TEXT: usize = 4096;
 
+/// Most paths in one message.
+pub const MAX_CHANGED_PATHS: usize = 64;
+/// Most bytes of one of them.
+pub const MAX_PATH_BYTES: usize = 1024;
+
 /// From the supervisor to vm-init.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum HostMessage {
@@ -42,6 +47,12 @@ pub enum HostMessage {
     },
     /// Give dentries and inodes back (the file server is near its descriptor limit).
     DropCaches,
+    /// The host has changed these files: raise an event for those who watch them in the guest.
+    FilesChanged {
+        /// Absolute in the guest; at most [`MAX_CHANGED_PATHS`], each of at most
+        /// [`MAX_PATH_BYTES`].
+        paths: Vec<String>,
+    },
     /// Fault injection for tests; obeyed only if [`crate::guest::GuestSpec::allow_faults`] is set.
     Fault(GuestFault),
 }

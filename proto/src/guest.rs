@@ -26,6 +26,8 @@ pub struct GuestSpec {
     pub workload: Workload,
     /// When the workload is started again.
     pub restart: RestartPolicy,
+    /// What is done once it is not to be started again.
+    pub at_rest: AtRest,
     /// Probe of the workload.
     pub health: Option<HealthCheck>,
     /// Host wall clock at launch, nanoseconds since the Unix epoch; the guest has no RTC to trust.
@@ -120,6 +122,19 @@ pub enum MountSource {
         uid: u32,
         /// Its group.
         gid: u32,
+    },
+}
+
+/// What the guest does once its workload has ended and its policy does not start it again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub enum AtRest {
+    /// Powers off, and says why.
+    #[default]
+    PowerOff,
+    /// Stays up until a restart of the workload is asked for.
+    Wait {
+        /// A failure within so many milliseconds of the start is not tried again by itself either.
+        quick_ms: u64,
     },
 }
 

@@ -165,6 +165,9 @@ pub enum Decision {
     Done,
     /// Leave it and report upwards: the limit is used up.
     GiveUp,
+    /// Leave it until it is asked for. No tracker says this: vm-init does, where the guest is told
+    /// to stay up.
+    Wait,
 }
 
 /// What a [`RestartTracker`] remembers: enough for a successor to go on counting.

@@ -14,9 +14,12 @@
 
 #[cfg(feature = "cli")]
 mod accounts;
+#[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod control;
+#[cfg(feature = "cli")]
+mod dev;
 mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;

@@ -459,6 +459,30 @@ impl Supervisor {
         store.map_or_else(|| Ok(Vec::new()), |store| store.all())
     }
 
+    /// Empties a worker's disks; how much of them was used.
+    ///
+    /// # Errors
+    /// [`DiskError::Busy`] while a VM uses one, [`DiskError::None`] if it has none.
+    pub async fn reset_disks(&self, worker: WorkerName) -> Result<Vec<DiskUse>, DiskError> {
+        let Some(store) = self.disk_store() else {
+            return Ok(Vec::new());
+        };
+        match tokio::task::spawn_blocking(move || store.reset(&worker)).await {
+            Ok(result) => result,
+            // Only a panic in there, or a runtime that is shutting down; neither has a remedy.
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Ok(Vec::new()),
+            },
+        }
+    }
+
+    /// Tells the world what this crate knows of a worker, among what the actors tell.
+    #[cfg(feature = "cli")]
+    pub(crate) fn emit(&self, worker: &WorkerName, kind: EventKind) {
+        self.bus.emit(Some(worker), None, kind);
+    }
+
     fn disk_store(&self) -> Option<DiskStore> {
         let state = self.state.as_ref()?;
         Some(DiskStore::of(state.path()))

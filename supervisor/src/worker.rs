@@ -66,6 +66,16 @@ impl Worker {
         self.system.restart_worker(self.name.clone(), scope).await
     }
 
+    /// Tells those who watch these files in its guest that the host has changed them: its kernel
+    /// raises an event for each (`IN_ATTRIB`). Paths are the guest's. A worker without a VM has
+    /// nobody to tell.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn announce(&self, paths: Vec<String>) -> Result<(), RequestError> {
+        self.system.announce(self.name.clone(), paths).await
+    }
+
     /// Resolves once it is ready, or at rest and will not be: the state says which.
     ///
     /// # Errors

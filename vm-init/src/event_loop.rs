@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use iii_proto::codec::CodecError;
 use iii_proto::control::{GuestMessage, PowerOffReason};
-use iii_proto::guest::{GuestSpec, HealthCheck};
+use iii_proto::guest::{AtRest, GuestSpec, HealthCheck};
 use iii_proto::ids::GuestPid;
 use iii_proto::log::Stream;
 use iii_proto::restart::RestartPolicy;
@@ -29,6 +29,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 pub use control_port::ControlPort;
 use probes::RunningProbe;
 
+use crate::announce::Announcer;
 use crate::clock::{self, Discipline};
 use crate::confinement::Confinement;
 use crate::exec::{self, Exec};
@@ -66,6 +67,8 @@ pub struct Settings {
     pub restart: RestartPolicy,
     /// Its probe.
     pub health: Option<HealthCheck>,
+    /// What is done once the workload is not to be started again.
+    pub at_rest: AtRest,
     /// Between SIGTERM and SIGKILL where the host names no grace.
     pub stop_grace: Duration,
     /// Obey injected faults.
@@ -83,6 +86,7 @@ impl Settings {
         Self {
             restart: spec.restart.clone(),
             health: spec.health.clone(),
+            at_rest: spec.at_rest,
             stop_grace: Duration::from_millis(spec.workload.stop_grace_ms),
             allow_faults: spec.allow_faults,
             seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
@@ -148,6 +152,7 @@ pub struct EventLoop {
     connect_by: Duration,
     probe: Option<RunningProbe>,
     cache_drop: Option<GuestPid>,
+    announcer: Announcer,
     /// `None`: as an ordinary process, or in a kernel without one.
     kernel_log: Option<KernelLog>,
     clock: Discipline,
@@ -190,6 +195,7 @@ impl EventLoop {
                 settings.restart.clone(),
                 settings.health.clone(),
                 settings.stop_grace,
+                settings.at_rest,
             ),
             kernel_log: settings
                 .owns_machine
@@ -211,6 +217,7 @@ impl EventLoop {
             connect_by: clock::uptime() + CONNECT_TIME,
             probe: None,
             cache_drop: None,
+            announcer: Announcer::default(),
             clock: Discipline::default(),
             actions: Vec::new(),
             spawned_this_turn: false,

@@ -15,6 +15,7 @@
 //! binary is linked statically.
 #![deny(unsafe_code)]
 
+pub mod announce;
 pub mod boot;
 mod cgroup;
 pub mod clock;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! Fresh ─Boot→ Starting ─Spawned→ Running ─MainExited→ Clearing ─LifeCleared→ Backoff ─Timer→ Starting
-//!                                    │                    ↑    └──────────→ Flushing → Off
+//!                                    │                    ↑    ├──────────→ Flushing → Off
+//!                                    │                    │    └→ Resting ─Restart→ Starting
 //!                                    └─Stop, Restart,  → Stopping
 //!                                      unhealthy, HostGone
 //! ```
@@ -15,7 +16,7 @@
 use std::time::Duration;
 
 use iii_proto::control::{GuestMessage, PowerOffReason};
-use iii_proto::guest::HealthCheck;
+use iii_proto::guest::{AtRest, HealthCheck};
 use iii_proto::ids::GuestPid;
 use iii_proto::restart::{Decision, Exit, RestartPolicy, RestartTracker};
 
@@ -154,6 +155,7 @@ struct Ended {
 #[derive(Debug)]
 enum Next {
     Start { at: Duration },
+    Rest,
     PowerOff(PowerOffReason),
 }
 
@@ -181,6 +183,8 @@ enum State {
     },
     /// The next life waits for its time.
     Backoff { until: Duration },
+    /// Nothing runs until it is asked for.
+    Resting,
     /// The last log frames are on their way.
     Flushing {
         reason: PowerOffReason,
@@ -197,17 +201,24 @@ pub struct Supervision {
     tracker: RestartTracker,
     health: Option<HealthCheck>,
     stop_grace: Duration,
+    at_rest: AtRest,
     lives: u32,
 }
 
 impl Supervision {
     /// Nothing has been started yet.
-    pub fn new(policy: RestartPolicy, health: Option<HealthCheck>, stop_grace: Duration) -> Self {
+    pub fn new(
+        policy: RestartPolicy,
+        health: Option<HealthCheck>,
+        stop_grace: Duration,
+        at_rest: AtRest,
+    ) -> Self {
         Self {
             state: State::Fresh,
             tracker: RestartTracker::new(policy),
             health,
             stop_grace,
+            at_rest,
             lives: 0,
         }
     }
@@ -228,6 +239,7 @@ impl Supervision {
             | State::Running { .. }
             | State::Stopping { .. }
             | State::Backoff { .. }
+            | State::Resting
             | State::Flushing { .. }
             | State::Off => None,
         }
@@ -242,10 +254,14 @@ impl Supervision {
             },
             State::Clearing { next, .. } => match next {
                 Next::PowerOff(_) => true,
-                Next::Start { .. } => false,
+                Next::Start { .. } | Next::Rest => false,
             },
             State::Flushing { .. } | State::Off => true,
-            State::Fresh | State::Starting | State::Running { .. } | State::Backoff { .. } => false,
+            State::Fresh
+            | State::Starting
+            | State::Running { .. }
+            | State::Backoff { .. }
+            | State::Resting => false,
         }
     }
 
@@ -262,6 +278,7 @@ impl Supervision {
             | State::Starting
             | State::Clearing { .. }
             | State::Backoff { .. }
+            | State::Resting
             | State::Flushing { .. }
             | State::Off => None,
         }
@@ -278,7 +295,7 @@ impl Supervision {
                 ..
             } => Some(kill_at.unwrap_or(*abandon_at)),
             State::Backoff { until } | State::Flushing { until, .. } => Some(*until),
-            State::Fresh | State::Starting | State::Off => None,
+            State::Fresh | State::Starting | State::Resting | State::Off => None,
         }
     }
 
@@ -301,6 +318,7 @@ impl Supervision {
                 next,
             } => self.in_clearing(ended, kill_at, abandon_at, next, event, now, out),
             State::Backoff { until } => self.in_backoff(until, event, now, out),
+            State::Resting => self.in_resting(event, now, out),
             State::Flushing { reason, until } => {
                 transitions::in_flushing(reason, until, event, now, out)
             }

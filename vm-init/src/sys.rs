@@ -134,6 +134,23 @@ pub struct Credentials {
     pub groups: Vec<u32>,
 }
 
+/// Has a child do what may take the kernel long, or for ever: it holds none of our descriptors
+/// meanwhile.
+pub(crate) fn in_child(work: impl FnOnce()) -> nix::Result<Pid> {
+    // SAFETY: this process has a single thread, so no lock is held by another in the child's copy
+    // of it, and the child may run any code; it ends without going back.
+    let pid = Errno::result(unsafe { libc::fork() })?;
+    if pid == 0 {
+        // SAFETY: close_range takes plain numbers; nothing in the child uses a descriptor above 2
+        // after this that it has not opened itself. `_exit` runs no destructors of the parent's.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) };
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        // SAFETY: see above.
+        unsafe { libc::_exit(i32::from(done.is_err())) };
+    }
+    Ok(Pid::from_raw(pid))
+}
+
 /// Has a child write `text` to the file at `path`: for writes that take the kernel long.
 pub(crate) fn write_in_child(path: &CStr, text: &[u8]) -> nix::Result<Pid> {
     // SAFETY: this process has one thread, so that no lock is held in the child's copy of memory;

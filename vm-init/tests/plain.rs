@@ -65,6 +65,7 @@ fn shell(script: &str) -> GuestSpec {
         health: None,
         host_time_unix_ns: 0,
         entropy: [3; 32],
+        at_rest: iii_proto::guest::AtRest::PowerOff,
         allow_faults: false,
     }
 }

@@ -311,7 +311,7 @@ impl Fleet {
                 member.replace_at = Some(now + delay);
                 self.feed(name, WorkerInput::SupervisorDied, actions);
             }
-            Decision::Done | Decision::GiveUp => {
+            Decision::Done | Decision::GiveUp | Decision::Wait => {
                 let reason = format!("its supervisor failed too often: {exit}");
                 self.feed(name, WorkerInput::SupervisorGaveUp(reason), actions);
             }

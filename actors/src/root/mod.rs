@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 use self::fleet::{Fleet, FleetAction, FleetError, FleetInput};
 pub use self::lifecycle::WorkerState;
 pub(crate) use self::requests::{
-    Add, AwaitIdle, InjectInto, QueryStatus, QueryStatuses, Remove, RequestRestart, RequestStart,
-    RequestStop, StopAll, Until, WaitFor,
+    Add, Announce, AwaitIdle, InjectInto, QueryStatus, QueryStatuses, Remove, RequestRestart,
+    RequestStart, RequestStop, StopAll, Until, WaitFor,
 };
 pub use self::requests::{AddError, InjectError, RequestError, WorkerStatus};
 use crate::death_watch::{Death, DeathGuard};

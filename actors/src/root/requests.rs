@@ -17,7 +17,7 @@ use crate::event::{ActorKind, EventKind};
 use crate::exec::{self, ExecError};
 use crate::memory::WorkerMemory;
 use crate::plan::WorkerPlan;
-use crate::worker::{Fault, Inject, Outcome, RestartPart, Scope};
+use crate::worker::{Fault, FilesChanged, Inject, Outcome, RestartPart, Scope};
 
 /// A worker at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -365,6 +365,31 @@ impl Handler<RequestRestart> for RootSupervisor {
             }
             Some(_) | None => Err(RequestError::NotRunning { worker, state }),
         }
+    }
+}
+
+/// The host has changed files that a worker's guest sees.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<(), RequestError>")]
+pub(crate) struct Announce {
+    pub(crate) worker: WorkerName,
+    /// Absolute in the guest.
+    pub(crate) paths: Vec<String>,
+}
+
+impl Handler<Announce> for RootSupervisor {
+    type Result = Result<(), RequestError>;
+
+    fn handle(
+        &mut self,
+        Announce { worker, paths }: Announce,
+        _: &mut Self::Context,
+    ) -> Self::Result {
+        self.known(&worker)?;
+        if let Some(address) = self.workers.get(&worker).and_then(|w| w.address.as_ref()) {
+            address.do_send(FilesChanged(paths));
+        }
+        Ok(())
     }
 }
 

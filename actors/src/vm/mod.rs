@@ -16,7 +16,9 @@ use actix::prelude::*;
 use iii_firmware::initramfs;
 use iii_net::config::{DEFAULT_MTU, GUEST_MAC};
 use iii_proto::codec::encode_frame;
-use iii_proto::control::{GuestFault, GuestMessage, HostMessage};
+use iii_proto::control::{
+    GuestFault, GuestMessage, HostMessage, MAX_CHANGED_PATHS, MAX_PATH_BYTES,
+};
 use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
 use iii_proto::{CONTROL_PORT, EXEC_PORT, LOG_PORT};
@@ -508,6 +510,8 @@ pub(crate) enum Tell {
     DropCaches,
     /// End the workload within its grace and start it again.
     RestartWorkload,
+    /// Tell those who watch these files in the guest that the host has changed them.
+    FilesChanged(Vec<String>),
     /// Hurt the guest.
     Fault(GuestFault),
 }
@@ -521,6 +525,11 @@ impl Handler<Tell> for VmActor {
             Tell::RestartWorkload => HostMessage::RestartWorkload {
                 grace_ms: lifecycle::milliseconds(self.plan.spec.stop_grace),
             },
+            Tell::FilesChanged(mut paths) => {
+                paths.retain(|path| path.len() <= MAX_PATH_BYTES);
+                paths.truncate(MAX_CHANGED_PATHS);
+                HostMessage::FilesChanged { paths }
+            }
             Tell::Fault(fault) => HostMessage::Fault(fault),
         });
     }

@@ -2,6 +2,9 @@
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use iii_actors::spec::PublishSpec;
 
 use iii_proto::ids::WorkerName;
 
@@ -59,6 +62,31 @@ Examples:
   iii-super run web queue              only these two
   iii-super run -f app/workers.yaml --json | jq 'select(.event == \"log\").text'")]
     Run(RunArguments),
+    /// Run the project in a directory in a VM, and restart it whenever a file is saved
+    #[command(after_help = "\
+What the project is and how it is started is found out by its files, and printed: package.json,
+deno.json, bun.lock, pyproject.toml or requirements.txt, Cargo.toml, go.mod, main.py and the like, or
+an executable. iii.worker.yaml says otherwise (scripts: {setup, install, start}, env, ports, ignore).
+
+Dependencies are installed in the VM, on a disk of this project's own, again only when what names or
+pins them has changed. The directory is /app in the VM, live and writable; its node_modules is the
+disk's. A save restarts the workload inside its VM; a save of what decides the install makes a new VM.
+What .gitignore, .iiiignore and iii.worker.yaml's ignore name does not count, nor do editors' own files.
+
+A program that watches its files itself (nodemon, vite, node --watch) is told of saves and not restarted.
+A failure within 5 seconds of a start waits for the next save; a later one is restarted.
+
+On a terminal: r restarts, c clears the screen, q or Ctrl-C quits.
+
+Exit codes: 0 ended by the user, 1 the project can no longer be watched, 2 bad input or this host
+cannot run it, and nothing was started; 130 ended at once by a second Ctrl-C.
+
+Examples:
+  iii-super dev                        the project in this directory
+  iii-super dev ./api --port 8080:3000
+  iii-super dev ./api --fresh          with nothing installed yet
+  iii-super dev ./tool.py --json | jq 'select(.event == \"log\").text'")]
+    Dev(DevArguments),
     /// Show how the workers of a running supervisor are
     #[command(after_help = "\
 FOR is how long a worker has been in its state, PID the host's process above its VM, PORTS what the
@@ -189,6 +217,40 @@ pub(super) struct EventsArguments {
 pub(super) enum Vmm {
     Auto,
     Qemu,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DevArguments {
+    /// The project's directory, or one program
+    #[arg(value_name = "PATH", default_value = ".")]
+    pub(super) path: PathBuf,
+    /// Publish a port of the guest, as in the workers file: 8080:3000 is port 3000 of the guest
+    #[arg(short, long, value_name = "HOST:GUEST", value_parser = super::dev::port)]
+    pub(super) port: Vec<PublishSpec>,
+    /// Variables for the worker; their values are never shown
+    #[arg(long, value_name = "FILE")]
+    pub(super) env_file: Vec<PathBuf>,
+    /// The worker's name, instead of the directory's
+    #[arg(long)]
+    pub(super) name: Option<WorkerName>,
+    /// Leave restarts to the project: only tell those who watch files in the guest of saves
+    #[arg(long)]
+    pub(super) no_restart: bool,
+    /// Begin with an empty cache: install everything again
+    #[arg(long)]
+    pub(super) fresh: bool,
+    /// How long files must be quiet before a save counts
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = super::dev::duration)]
+    pub(super) debounce: Duration,
+    /// What runs the VM; auto: the fastest that this host can really run
+    #[arg(long, value_enum, default_value_t = Vmm::Auto)]
+    pub(super) vmm: Vmm,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Show every step
+    #[arg(short, long)]
+    pub(super) verbose: bool,
 }
 
 /// Which workers file, and how it is to be shown.

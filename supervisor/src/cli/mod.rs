@@ -8,8 +8,10 @@
 mod arguments;
 mod config;
 mod contact;
+mod dev;
 mod events;
 mod firmware;
+mod keys;
 mod progress;
 mod project;
 mod ps;
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
     log_to_stderr();
     let code = match arguments.command {
         Command::Run(args) => run::run(&args, &arguments.colour),
+        Command::Dev(args) => dev::run(&args, &arguments.colour),
         Command::Ps(args) => ps::run(&args, &arguments.colour),
         Command::Events(args) => events::run(&args, &arguments.colour),
         Command::Config(args) => config::run(&args),

@@ -41,6 +41,11 @@ pub(super) fn running_state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, 
     })
 }
 
+/// Where the state of a project that is developed is kept, by its directory's real path.
+pub(super) fn dev_state_dir(home: &IiiHome, directory: &Path) -> PathBuf {
+    directory_of(home, &directory.join(crate::dev::manifest::FILE_NAME))
+}
+
 fn directory_of(home: &IiiHome, file: &Path) -> PathBuf {
     home.path().join("projects").join(directory_name(file))
 }

@@ -138,7 +138,8 @@ struct Run {
     printer: Printer,
 }
 
-struct Printer {
+/// Prints what happens in the background.
+pub(super) struct Printer {
     task: JoinHandle<io::Result<()>>,
     done: oneshot::Sender<()>,
     broken: bool,
@@ -162,17 +163,7 @@ impl Run {
         workers: Vec<PreparedWorker>,
         format: Format,
     ) -> Self {
-        let events = supervisor.events();
-        let logs = supervisor
-            .take_logs()
-            .expect("the supervisor is new, so nobody has taken its logs");
-        let (done, finish) = oneshot::channel();
-        let print = printer::print(format, events, logs, finish, tokio::io::stdout());
-        let printer = Printer {
-            task: tokio::spawn(print),
-            done,
-            broken: false,
-        };
+        let printer = Printer::start(&supervisor, format);
         let supervisor = Arc::new(supervisor);
         Self {
             control: ControlServer::start(socket, Arc::clone(&supervisor), file),
@@ -267,8 +258,23 @@ fn is_failure(outcome: &Outcome) -> bool {
 }
 
 impl Printer {
+    /// Prints what a new supervisor tells from now on.
+    pub(super) fn start(supervisor: &Supervisor, format: Format) -> Self {
+        let events = supervisor.events();
+        let logs = supervisor
+            .take_logs()
+            .expect("the supervisor is new, so nobody has taken its logs");
+        let (done, finish) = oneshot::channel();
+        let print = printer::print(format, events, logs, finish, tokio::io::stdout());
+        Self {
+            task: tokio::spawn(print),
+            done,
+            broken: false,
+        }
+    }
+
     /// Resolves when printing has failed: `true` if nobody reads.
-    async fn ended(&mut self) -> bool {
+    pub(super) async fn ended(&mut self) -> bool {
         let result = (&mut self.task).await;
         self.broken = true;
         match result {
@@ -286,7 +292,7 @@ impl Printer {
     }
 
     /// Prints what is left.
-    async fn close(&mut self) {
+    pub(super) async fn close(&mut self) {
         if self.broken {
             return;
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use iii_actors::WorkerState;
-use iii_actors::event::{Event, EventKind, LogLine};
+use iii_actors::event::{Event, EventKind, LogLine, SourceAction};
 use iii_proto::control::{BootStage, PowerOffReason};
 use iii_proto::ids::{BootId, WorkerName};
 use iii_proto::restart::{Decision, Exit};
@@ -191,6 +191,32 @@ fn describe(kind: &EventKind) -> Words {
             Tone::Bad,
             format!("failed, and is not started again: {reason}"),
         ),
+        EventKind::ProjectFound {
+            kind,
+            found,
+            install,
+            start,
+            restarts,
+            watches_itself,
+            keys,
+            ..
+        } => words(
+            Tone::Plain,
+            project(
+                kind,
+                found,
+                install.as_deref(),
+                start,
+                *restarts,
+                watches_itself.as_deref(),
+                *keys,
+            ),
+        ),
+        EventKind::SourceChanged {
+            paths,
+            more,
+            action,
+        } => source_changed(paths, *more, *action),
         EventKind::Warning { message } => words(Tone::Warn, format!("warning: {message}")),
         EventKind::SupervisorStopped => words(Tone::Dim, "all workers have ended"),
         // Kinds that are newer than these words are shown as their data.
@@ -199,6 +225,47 @@ fn describe(kind: &EventKind) -> Words {
             serde_json::to_string(other).unwrap_or_else(|error| error.to_string()),
         ),
     }
+}
+
+/// What was found in a project's directory, and how to say otherwise.
+fn project(
+    kind: &str,
+    found: &str,
+    install: Option<&str>,
+    start: &str,
+    restarts: bool,
+    watches_itself: Option<&str>,
+    keys: bool,
+) -> String {
+    let mut text = format!("{kind} ({found}): ");
+    if let Some(install) = install {
+        text += &format!("`{install}`, then ");
+    }
+    text += &format!("`{start}`; to change it, write `scripts` into iii.worker.yaml");
+    match (restarts, watches_itself) {
+        (true, _) => text += "\nit is restarted when a file is saved",
+        (false, Some(watcher)) => {
+            text += &format!("\n{watcher} is told when a file is saved, and restarts it");
+        }
+        (false, None) => text += "\nit is told when a file is saved, and not restarted",
+    }
+    if keys {
+        text += "; keys: r restart, c clear, q quit";
+    }
+    text
+}
+
+fn source_changed(paths: &[String], more: usize, action: SourceAction) -> Words {
+    let mut text = format!("saved {}", paths.join(", "));
+    if more > 0 {
+        text += &format!(" and {more} more");
+    }
+    text += match action {
+        SourceAction::Restart => ": restarting",
+        SourceAction::NewVm => ": a new vm, since this decides how it is installed and started",
+        SourceAction::Told => ": told those who watch",
+    };
+    words(Tone::Good, text)
 }
 
 fn workload_exited(exit: &Exit, ran: Duration, decision: &Decision, restarts: u32) -> Words {
@@ -214,6 +281,14 @@ fn workload_exited(exit: &Exit, ran: Duration, decision: &Decision, restarts: u3
         ),
         Decision::Done if exit.is_success() => words(Tone::Good, what),
         Decision::Done => words(Tone::Warn, format!("{what}; it is not restarted")),
+        Decision::Wait if exit.is_success() => words(
+            Tone::Good,
+            format!("{what}; waiting for a save or a restart"),
+        ),
+        Decision::Wait => words(
+            Tone::Warn,
+            format!("{what}; waiting for a save or a restart"),
+        ),
         Decision::GiveUp => words(
             Tone::Bad,
             format!("{what}; its limit is used up after {restarts} restarts in this VM"),

@@ -29,6 +29,20 @@ mod schema_tests;
 #[cfg(test)]
 mod tests;
 
+/// What other files of this project are read with.
+#[cfg(feature = "cli")]
+pub(crate) mod parts {
+    pub(crate) use super::dotenv::{DotenvFault, parse as parse_variables};
+    pub(crate) use super::duration::parse as parse_duration;
+    pub(crate) use super::environment::environment;
+    pub(crate) use super::fault::Fault;
+    pub(crate) use super::mounts::mounts;
+    pub(crate) use super::node::{Value, parse as parse_yaml};
+    pub(crate) use super::ports::{parse as parse_port, ports};
+    pub(crate) use super::reader::{Reader, Setting, did_you_mean};
+    pub(crate) use super::worker::resources;
+}
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 

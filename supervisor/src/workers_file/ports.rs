@@ -50,7 +50,7 @@ fn collide(a: &PublishSpec, b: &PublishSpec) -> bool {
 }
 
 /// `[ADDRESS:]HOST:GUEST`, or one number for both.
-fn parse(text: &str) -> Result<PublishSpec, String> {
+pub(crate) fn parse(text: &str) -> Result<PublishSpec, String> {
     let text = match text.rsplit_once('/') {
         Some((text, "tcp")) => text,
         Some((_, protocol)) => {

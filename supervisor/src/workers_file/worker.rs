@@ -96,7 +96,7 @@ pub(crate) fn worker(
     };
     (spec.env, spec.secret_env) = environment(reader, fields.get("env"), fields.get("env_file"));
     if let Some(s) = fields.get("resources") {
-        spec.resources = resources(reader, &s);
+        spec.resources = resources(reader, &s, spec.resources);
         if spec.persist.is_some() && spec.resources.disk.is_some() {
             reader.fault_with_remedy(
                 &s,
@@ -151,8 +151,12 @@ fn root(reader: &mut Reader<'_>, setting: &Setting<'_>, spec: &mut WorkerSpec) {
     }
 }
 
-fn resources(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Resources {
-    let mut resources = Resources::default();
+/// What is given, over `resources`.
+pub(crate) fn resources(
+    reader: &mut Reader<'_>,
+    setting: &Setting<'_>,
+    mut resources: Resources,
+) -> Resources {
     let Some(fields) = reader.fields(setting, RESOURCES_KEYS) else {
         return resources;
     };

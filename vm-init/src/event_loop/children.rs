@@ -74,6 +74,9 @@ impl EventLoop {
         if self.cache_drop == Some(pid) {
             self.cache_drop = None;
         }
+        if self.announcer.on_child_end(pid) {
+            return self.announce();
+        }
         if let Some(RunningProbe::Exec { pid: probe }) = &self.probe
             && *probe == pid
         {

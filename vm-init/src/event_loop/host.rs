@@ -70,6 +70,10 @@ impl EventLoop {
                 Ok(())
             }
             HostMessage::DropCaches => self.drop_caches(),
+            HostMessage::FilesChanged { paths } => {
+                self.announcer.add(paths);
+                self.announce()
+            }
             HostMessage::Fault(fault) => self.on_fault(fault),
         }
     }
@@ -104,6 +108,15 @@ impl EventLoop {
                 Ok(())
             }
             Err(errno) => self.warn(format!("failed to drop caches: {errno}")),
+        }
+    }
+
+    pub(super) fn announce(&mut self) -> Result<(), LoopError> {
+        match self.announcer.turn() {
+            Ok(()) => Ok(()),
+            Err(errno) => self.warn(format!(
+                "failed to tell watchers of files that have changed: {errno}"
+            )),
         }
     }
 

@@ -35,7 +35,7 @@ struct Bench {
 impl Bench {
     fn new(policy: RestartPolicy, health: Option<HealthCheck>) -> Self {
         Self {
-            core: Supervision::new(policy, health, GRACE),
+            core: Supervision::new(policy, health, GRACE, AtRest::PowerOff),
             now: Duration::from_secs(1),
             next_pid: 100,
         }
@@ -99,6 +99,63 @@ fn again(delay: Duration) -> Decision {
 const FAILED: Exit = Exit::Code { code: 1 };
 const STOP: Event = Event::Stop { grace: GRACE };
 const RESTART: Event = Event::Restart { grace: GRACE };
+
+/// A guest that stays up when its workload does not run.
+fn waiting() -> (Bench, GuestPid) {
+    let (mut bench, pid) = Bench::booted(policy(), None);
+    bench.core.at_rest = AtRest::Wait { quick_ms: 5000 };
+    (bench, pid)
+}
+
+#[test]
+fn a_guest_that_waits_stays_up_after_a_quick_failure_and_after_a_success() {
+    for (code, ran, decision) in [
+        (1, 4999, Decision::Wait),
+        (0, 60_000, Decision::Wait),
+        (78, 60_000, Decision::Wait),
+        (1, 5000, again(DELAY)),
+    ] {
+        let (mut bench, pid) = waiting();
+        bench.now += Duration::from_millis(ran);
+        bench.ends(pid, code);
+        let said = bench.does(Event::LifeCleared);
+        let exit = Exit::Code { code };
+        assert_eq!(said[1], exited(pid, exit, ran, decision.clone(), 0));
+        assert!(!bench.core.ending());
+        if decision != Decision::Wait {
+            continue;
+        }
+        assert_eq!((bench.core.deadline(), bench.core.main_pid()), (None, None));
+        assert_eq!(bench.advance(Duration::from_secs(1000)), []);
+        assert!(!bench.core.wants_start());
+        bench.does(RESTART);
+        let next = bench.run();
+        assert!(next > pid);
+    }
+}
+
+#[test]
+fn a_guest_that_waits_can_be_restarted_while_its_life_is_cleared_and_can_be_stopped() {
+    let (mut bench, pid) = waiting();
+    bench.ends(pid, 1);
+    bench.does(RESTART);
+    bench.does(Event::LifeCleared);
+    assert!(bench.core.wants_start());
+
+    let (mut bench, pid) = waiting();
+    bench.ends(pid, 1);
+    bench.does(Event::LifeCleared);
+    bench.does(STOP);
+    assert!(bench.core.flushing());
+    let off = Action::PowerOff(PowerOffReason::Stopped);
+    assert_eq!(bench.does(Event::LogsSettled), [off]);
+
+    let (mut bench, pid) = waiting();
+    bench.ends(pid, 1);
+    bench.does(STOP);
+    bench.does(Event::LifeCleared);
+    assert!(bench.core.flushing());
+}
 
 #[test]
 fn started_is_said_after_execve_and_ready_right_behind_without_a_probe() {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use iii_proto::control::{GuestMessage, PowerOffReason};
+use iii_proto::guest::AtRest;
 use iii_proto::ids::GuestPid;
 use iii_proto::restart::{Decision, Exit};
 
@@ -56,7 +57,7 @@ impl Supervision {
                 self.tracker.on_start(now);
                 self.lives += 1;
                 let exit = Exit::Fault { cause };
-                let (decision, next) = self.decide(&exit, now, entropy);
+                let (decision, next) = self.decide(&exit, Duration::ZERO, now, entropy);
                 let ended = Ended {
                     pid: GuestPid(0),
                     exit,
@@ -101,7 +102,8 @@ impl Supervision {
             Event::MainExited { pid, exit } if pid == life.pid => {
                 cancel_probe(&life, out);
                 out.push(Action::KillLife { pid });
-                let (decision, next) = self.decide(&exit, now, entropy);
+                let ran = now.saturating_sub(life.started);
+                let (decision, next) = self.decide(&exit, ran, now, entropy);
                 clearing(&life, exit, decision, None, next, now)
             }
             Event::Stop { grace } => self.stop(life, grace, Purpose::PowerOff, now, out),
@@ -197,7 +199,8 @@ impl Supervision {
                         )
                     }
                     Purpose::Unhealthy => {
-                        let (decision, next) = self.decide(&Exit::Unhealthy, now, entropy);
+                        let ran = now.saturating_sub(life.started);
+                        let (decision, next) = self.decide(&Exit::Unhealthy, ran, now, entropy);
                         (Exit::Unhealthy, decision, next)
                     }
                 };
@@ -330,7 +333,7 @@ impl Supervision {
             },
             Event::Stop { grace } => {
                 let next = match next {
-                    Next::Start { .. } => {
+                    Next::Start { .. } | Next::Rest => {
                         ended.decision = Decision::Done;
                         Next::PowerOff(PowerOffReason::Stopped)
                     }
@@ -345,7 +348,7 @@ impl Supervision {
             }
             Event::Restart { grace } => {
                 let next = match next {
-                    Next::Start { .. } => {
+                    Next::Start { .. } | Next::Rest => {
                         self.tracker.reset();
                         ended.decision = Decision::RestartAfter {
                             delay: Duration::ZERO,
@@ -419,6 +422,34 @@ impl Supervision {
         }
     }
 
+    pub(super) fn in_resting(
+        &mut self,
+        event: Event,
+        now: Duration,
+        out: &mut Vec<Action>,
+    ) -> State {
+        match event {
+            Event::Restart { .. } => {
+                self.tracker.reset();
+                State::Starting
+            }
+            Event::Stop { .. } => flush(PowerOffReason::Stopped, now),
+            Event::HostGone => off(PowerOffReason::HostGone, out),
+            Event::Timer
+            | Event::Boot
+            | Event::Spawned { .. }
+            | Event::SpawnFailed { .. }
+            | Event::Executed
+            | Event::MainExited { .. }
+            | Event::LifeCleared
+            | Event::ProbePassed
+            | Event::ProbeFailed { .. }
+            | Event::Signal { .. }
+            | Event::KillMain
+            | Event::LogsSettled => State::Resting,
+        }
+    }
+
     fn restarts(&self) -> u32 {
         self.lives.saturating_sub(1)
     }
@@ -468,9 +499,22 @@ impl Supervision {
         self.stop(life, self.stop_grace, Purpose::Unhealthy, now, out)
     }
 
-    fn decide(&mut self, exit: &Exit, now: Duration, entropy: u64) -> (Decision, Next) {
-        let decision = self.tracker.on_exit(exit, now, entropy);
+    fn decide(
+        &mut self,
+        exit: &Exit,
+        ran: Duration,
+        now: Duration,
+        entropy: u64,
+    ) -> (Decision, Next) {
+        let mut decision = self.tracker.on_exit(exit, now, entropy);
+        if let AtRest::Wait { quick_ms } = self.at_rest {
+            let again = matches!(decision, Decision::RestartAfter { .. });
+            if !again || ran < Duration::from_millis(quick_ms) {
+                decision = Decision::Wait;
+            }
+        }
         let next = match &decision {
+            Decision::Wait => Next::Rest,
             Decision::RestartAfter { delay } => Next::Start { at: now + *delay },
             Decision::Done => Next::PowerOff(PowerOffReason::Done { exit: exit.clone() }),
             Decision::GiveUp => Next::PowerOff(PowerOffReason::GaveUp {
@@ -493,6 +537,7 @@ impl Supervision {
         match next {
             Next::Start { at } if now >= at => State::Starting,
             Next::Start { at } => State::Backoff { until: at },
+            Next::Rest => State::Resting,
             Next::PowerOff(PowerOffReason::HostGone) => off(PowerOffReason::HostGone, out),
             Next::PowerOff(reason) => flush(reason, now),
         }

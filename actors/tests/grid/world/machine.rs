@@ -102,7 +102,12 @@ impl World {
         let spec = &worker.script.spec;
         let Some(vm) = &mut worker.vm else { return };
         vm.guest = Some(Guest {
-            core: Supervision::new(spec.restart.clone(), spec.health.clone(), spec.stop_grace),
+            core: Supervision::new(
+                spec.restart.clone(),
+                spec.health.clone(),
+                spec.stop_grace,
+                spec.at_rest,
+            ),
             next_pid: 100,
             main: None,
             hung: false,
@@ -137,6 +142,7 @@ impl World {
             | HostMessage::Signal { .. }
             | HostMessage::LogAck { .. }
             | HostMessage::DropCaches
+            | HostMessage::FilesChanged { .. }
             | HostMessage::Fault(_) => {}
         }
     }

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout)]
 
 mod bare;
+mod dev;
 mod peers;
 mod product;
 mod scale;
@@ -19,7 +20,7 @@ use std::time::Duration;
 const RUNS: usize = 11;
 
 /// What can be measured alone; nothing named: all of it.
-const PARTS: [&str; 3] = ["boot", "peers", "scale"];
+const PARTS: [&str; 4] = ["boot", "dev", "peers", "scale"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -44,6 +45,9 @@ fn main() -> ExitCode {
     let mut result = Ok(());
     if wanted("boot") {
         result = result.and_then(|()| boot(json));
+    }
+    if wanted("dev") {
+        result = result.and_then(|()| development(json));
     }
     if wanted("peers") {
         result = result.and_then(|()| supervisors(json));
@@ -165,6 +169,15 @@ fn head(json: bool) {
             "milliseconds", "min", "median", "max"
         );
     }
+}
+
+/// From a save to the new process's first line.
+fn development(json: bool) -> Result<(), String> {
+    let [ours, theirs] = dev::saves(RUNS)?;
+    head(json);
+    Row::new("save to first line: iii-super dev, in its VM", ours).print(json);
+    Row::new("save to first line: entr, on the host", theirs).print(json);
+    Ok(())
 }
 
 /// Supervisors beside each other.

@@ -207,6 +207,7 @@ fn vm_init(directory: &Path, child: &Path) -> Result<Contestant, String> {
         health: None,
         host_time_unix_ns: 0,
         entropy: [1; 32],
+        at_rest: iii_proto::guest::AtRest::PowerOff,
         allow_faults: false,
     };
     let file = directory.join("spec");
