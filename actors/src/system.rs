@@ -149,6 +149,16 @@ impl ActorSystem {
         self.wait(worker, Until::ReadyOrAtRest).await
     }
 
+    /// Resolves once the worker is ready after more starts of its workload than these, or at rest
+    /// and will not be.
+    pub async fn ready_after(
+        &self,
+        worker: WorkerName,
+        starts: u64,
+    ) -> Result<WorkerStatus, RequestError> {
+        self.wait(worker, Until::ReadyAfter { starts }).await
+    }
+
     async fn wait(&self, worker: WorkerName, until: Until) -> Result<WorkerStatus, RequestError> {
         let (answer, status) = oneshot::channel();
         let unknown = RequestError::Unknown(worker.clone());

@@ -76,6 +76,16 @@ impl Worker {
         self.system.announce(self.name.clone(), paths).await
     }
 
+    /// As [`Self::restart`]; resolves once it is ready again, or at rest and will not be.
+    ///
+    /// # Errors
+    /// As [`Self::restart`].
+    pub async fn restart_until_ready(&self, scope: Scope) -> Result<WorkerStatus, RequestError> {
+        let starts = self.status().await?.workload_starts;
+        self.restart(scope).await?;
+        self.system.ready_after(self.name.clone(), starts).await
+    }
+
     /// Resolves once it is ready, or at rest and will not be: the state says which.
     ///
     /// # Errors

@@ -152,7 +152,7 @@ impl RootSupervisor {
         for waiter in std::mem::take(&mut self.waiting) {
             match self.status(&waiter.worker) {
                 // Whoever has stopped waiting does not want to know.
-                Some(status) if waiter.until.is_met(status.state) => {
+                Some(status) if waiter.until.is_met(&status) => {
                     drop(waiter.answer.send(status));
                 }
                 Some(_) => self.waiting.push(waiter),
@@ -426,15 +426,21 @@ pub(crate) enum Until {
     AtRest,
     /// It is ready, or at rest and will not be.
     ReadyOrAtRest,
+    /// It is ready after more starts of its workload than these, or at rest and will not be.
+    ReadyAfter { starts: u64 },
     /// It is not there any more.
     Removed,
 }
 
 impl Until {
-    fn is_met(self, state: WorkerState) -> bool {
+    fn is_met(self, status: &WorkerStatus) -> bool {
+        let ready = status.state == WorkerState::Ready;
         match self {
-            Self::AtRest => state.is_at_rest(),
-            Self::ReadyOrAtRest => state.is_at_rest() || state == WorkerState::Ready,
+            Self::AtRest => status.state.is_at_rest(),
+            Self::ReadyOrAtRest => status.state.is_at_rest() || ready,
+            Self::ReadyAfter { starts } => {
+                status.state.is_at_rest() || (ready && status.workload_starts > starts)
+            }
             Self::Removed => false,
         }
     }

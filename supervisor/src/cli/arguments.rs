@@ -10,8 +10,13 @@ use iii_proto::ids::WorkerName;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::since::PointInTime;
 use crate::workers_file::FILE_NAME;
+
+mod running;
+
+pub(super) use running::{
+    EventsArguments, ExecArguments, PsArguments, RestartArguments, StartArguments, StopArguments,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -112,6 +117,59 @@ Examples:
   iii-super events -f web              of web, what is kept and what comes
   iii-super events --since 10m --json | jq 'select(.event == \"vm-crashed\")'")]
     Events(EventsArguments),
+    /// Start workers of a running supervisor
+    #[command(after_help = "\
+A start of what runs changes nothing. What a worker waits for is started as well. Counters of a
+worker that had failed begin anew.
+
+Exit codes: 0 ordered, or with --wait ready or complete; 1 with --wait: one is neither, or the
+supervisor does not take it; 2 bad input; 3 no supervisor runs; 124 not within --timeout.
+
+Examples:
+  iii-super start web                  what `iii-super stop web` has stopped
+  iii-super start --wait -t 1m         all, and return when all are ready")]
+    Start(StartArguments),
+    /// Stop workers of a running supervisor, or all and the supervisor with them
+    #[command(after_help = "\
+Each workload gets its stop_grace, those first that depend on others. With names the supervisor
+goes on, and `iii-super start` starts them again. Without names everything ends, as after Ctrl-C in
+`iii-super run`, and the command returns when nothing is left.
+
+Exit codes: 0 stopped; 1 the supervisor does not do it; 2 bad input; 3 no supervisor runs.
+
+Examples:
+  iii-super stop web                   web alone
+  iii-super stop                       everything
+  iii-super stop -t 5s                 everything; what still runs after 5 s is killed")]
+    Stop(StopArguments),
+    /// Restart workers of a running supervisor, or parts of them
+    #[command(after_help = "\
+A restart by request is in order and counts towards no limit. A worker at rest is started; a part
+of it cannot be restarted.
+
+Exit codes: 0 ordered, or with --wait ready again or complete; 1 with --wait: one is neither, or the
+supervisor does not do it; 2 bad input; 3 no supervisor runs; 124 not within --timeout.
+
+Examples:
+  iii-super restart --wait web         with a new VM, and return when it is ready again
+  iii-super restart -s workload web    the process alone, in its VM, in milliseconds")]
+    Restart(RestartArguments),
+    /// Run a command in a running worker's guest
+    #[command(after_help = "\
+It runs as the workload's user, with its environment, in its directory, unless told otherwise.
+Signals go to the command; the third Ctrl-C ends it whatever it does. With -it keys go to the
+command as they are pressed. What it started ends with it.
+
+Exit codes: the command's own; 128 and the number of the signal that ended it; 124 its time was up;
+125 it was not run, or its end is not known; 126 it cannot be executed; 127 there is none of that
+name.
+
+Examples:
+  iii-super exec web -- ls -l /app
+  iii-super exec -it web -- bash
+  tar c src | iii-super exec -i web -- tar x -C /tmp
+  iii-super exec --timeout 10s -e LANG=C -u root web -- id")]
+    Exec(ExecArguments),
     /// Show what a workers file means, with secrets masked; start nothing
     #[command(after_help = "\
 Examples:
@@ -179,38 +237,6 @@ pub(super) struct RunArguments {
     /// Show every step, also those that matter only when something is slow or goes wrong
     #[arg(short, long)]
     pub(super) verbose: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct PsArguments {
-    /// The workers file
-    #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
-    pub(super) file: PathBuf,
-    /// Every running supervisor of this user, whatever its file
-    #[arg(short, long, conflicts_with = "file")]
-    pub(super) all_projects: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct EventsArguments {
-    /// The workers file
-    #[arg(long, value_name = "FILE", default_value = FILE_NAME)]
-    pub(super) file: PathBuf,
-    /// Only of these workers
-    #[arg(value_name = "NAME")]
-    pub(super) names: Vec<WorkerName>,
-    /// Go on with what comes, until the supervisor's end
-    #[arg(short, long)]
-    pub(super) follow: bool,
-    /// Not what was before: 10m (ago), 10:00, \"2026-11-25 10:00\", 2026-11-25T10:00:00Z
-    #[arg(long, value_name = "TIME")]
-    pub(super) since: Option<PointInTime>,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

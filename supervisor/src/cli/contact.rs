@@ -27,6 +27,11 @@ impl Failure {
         }
     }
 
+    /// The same with another exit code.
+    pub(super) fn with_code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
     /// Tells the user.
     pub(super) fn say(self) -> u8 {
         say(self.message);

@@ -10,6 +10,7 @@ mod config;
 mod contact;
 mod dev;
 mod events;
+mod exec;
 mod firmware;
 mod keys;
 mod progress;
@@ -21,6 +22,7 @@ mod say;
 mod service;
 mod signals;
 mod since;
+mod workers;
 
 use std::process::ExitCode;
 
@@ -40,6 +42,8 @@ const FAILED: u8 = 1;
 const REFUSED: u8 = 2;
 /// No supervisor runs, and the command needs one.
 const NOT_RUNNING: u8 = 3;
+/// Its time was up, as timeout(1) has it.
+const TIMED_OUT: u8 = 124;
 /// Ended at once by Ctrl-C: 128 and SIGINT, as shells have it.
 const KILLED: u8 = 130;
 
@@ -55,6 +59,10 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => dev::run(&args, &arguments.colour),
         Command::Ps(args) => ps::run(&args, &arguments.colour),
         Command::Events(args) => events::run(&args, &arguments.colour),
+        Command::Start(args) => workers::start(&args),
+        Command::Stop(args) => workers::stop(&args),
+        Command::Restart(args) => workers::restart(&args),
+        Command::Exec(args) => exec::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Doctor { json } => doctor(json, &arguments.colour),
         Command::Reset(args) => reset::run(&args),

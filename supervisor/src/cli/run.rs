@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iii_firmware::home::IiiHome;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::arguments::{Colour, RunArguments, Vmm};
@@ -18,7 +18,7 @@ use super::say::say;
 use super::service;
 use super::signals::Signals;
 use super::{FAILED, KILLED, OK, REFUSED};
-use crate::control::server::ControlServer;
+use crate::control::server::{ControlServer, Order, Requests};
 use crate::control::socket::ControlSocket;
 use crate::output::printer::{self, Format};
 use crate::output::screen::Screen;
@@ -134,6 +134,7 @@ async fn make_ready(
 struct Run {
     supervisor: Arc<Supervisor>,
     control: ControlServer,
+    requests: Requests,
     workers: Vec<PreparedWorker>,
     printer: Printer,
 }
@@ -151,6 +152,8 @@ enum End {
     Idle,
     /// The user wants it.
     Signal(&'static str),
+    /// A client wants it.
+    Order(Shutdown),
     /// Nothing can be printed any more; `true`: since nobody reads.
     Output(bool),
 }
@@ -165,8 +168,10 @@ impl Run {
     ) -> Self {
         let printer = Printer::start(&supervisor, format);
         let supervisor = Arc::new(supervisor);
+        let (control, requests) = ControlServer::start(socket, Arc::clone(&supervisor), file);
         Self {
-            control: ControlServer::start(socket, Arc::clone(&supervisor), file),
+            control,
+            requests,
             supervisor,
             workers,
             printer,
@@ -200,8 +205,9 @@ impl Run {
         let service =
             service::is_wanted().then(|| tokio::spawn(service::tell(Arc::clone(&self.supervisor))));
         let end = tokio::select! {
-            _ = self.supervisor.idle() => End::Idle,
+            () = nothing_left(&self.supervisor, &self.requests.touched) => End::Idle,
             name = signals.next() => End::Signal(name),
+            Order::Shutdown(how) = next(&mut self.requests.orders) => End::Order(how),
             nobody_reads = self.printer.ended() => End::Output(nobody_reads),
         };
         let (outcomes, mut code) = match end {
@@ -211,10 +217,14 @@ impl Run {
                 say(format_args!(
                     "{name}: stopping all workers; Ctrl-C again ends them at once"
                 ));
-                self.stop(signals).await
+                self.stop(signals, Shutdown::Graceful).await
+            }
+            End::Order(how) => {
+                say("stopping all workers, as `iii-super stop` asks");
+                self.stop(signals, how).await
             }
             End::Output(nobody_reads) => {
-                let (outcomes, code) = self.stop(signals).await;
+                let (outcomes, code) = self.stop(signals, Shutdown::Graceful).await;
                 (outcomes, if nobody_reads { code } else { code.max(FAILED) })
             }
         };
@@ -234,16 +244,66 @@ impl Run {
     }
 
     /// Stops all workers in order; at once when the user asks a second time.
-    async fn stop(&mut self, signals: &mut Signals) -> (Outcomes, u8) {
+    async fn stop(&mut self, signals: &mut Signals, how: Shutdown) -> (Outcomes, u8) {
         service::stopping();
-        let graceful = self.supervisor.shutdown(Shutdown::Graceful);
-        tokio::select! {
-            outcomes = graceful => (outcomes, OK),
-            name = signals.next() => {
-                say(format_args!("{name} again: killing all workers"));
-                (self.supervisor.shutdown(Shutdown::Now).await, KILLED)
-            }
+        if how == Shutdown::Now {
+            return (self.supervisor.shutdown(how).await, OK);
         }
+        let mut stopped = std::pin::pin!(self.supervisor.shutdown(Shutdown::Graceful));
+        let mut time_is_up = std::pin::pin!(after(how));
+        let code = loop {
+            tokio::select! {
+                outcomes = &mut stopped => return (outcomes, OK),
+                () = &mut time_is_up => {
+                    say("the time is up: killing what still runs");
+                    break OK;
+                }
+                name = signals.next() => {
+                    say(format_args!("{name} again: killing all workers"));
+                    break KILLED;
+                }
+                Order::Shutdown(how) = next(&mut self.requests.orders) => match how {
+                    // It is being done.
+                    Shutdown::Graceful => {}
+                    Shutdown::Within(_) => time_is_up.set(after(how)),
+                    Shutdown::Now => {
+                        say("killing all workers, as `iii-super stop` asks");
+                        break KILLED;
+                    }
+                },
+            }
+        };
+        (self.supervisor.shutdown(Shutdown::Now).await, code)
+    }
+}
+
+/// Resolves when a shutdown has no more time.
+async fn after(how: Shutdown) {
+    match how {
+        Shutdown::Graceful => std::future::pending().await,
+        Shutdown::Within(time) => tokio::time::sleep(time).await,
+        Shutdown::Now => {}
+    }
+}
+
+/// Resolves once nothing runs or will be started again. A worker that was stopped by request may be
+/// asked for again: for its sake the supervisor stays.
+async fn nothing_left(supervisor: &Supervisor, touched: &Notify) {
+    loop {
+        let outcomes = supervisor.idle().await;
+        let stopped = |(_, outcome): &(_, Outcome)| *outcome == Outcome::Stopped;
+        if !outcomes.iter().any(stopped) {
+            return;
+        }
+        touched.notified().await;
+    }
+}
+
+/// The next order; who could give one may be gone, which is no order.
+async fn next(orders: &mut mpsc::Receiver<Order>) -> Order {
+    match orders.recv().await {
+        Some(order) => order,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
@@ -91,7 +91,7 @@ pub struct Client {
 pub struct Answer {
     reader: LineReader<OwnedReadHalf>,
     /// Its drop would tell the supervisor that nobody waits any more.
-    _writer: OwnedWriteHalf,
+    writer: OwnedWriteHalf,
 }
 
 impl Client {
@@ -151,7 +151,7 @@ impl Client {
         }
         Ok(Answer {
             reader: self.reader,
-            _writer: self.writer,
+            writer: self.writer,
         })
     }
 }
@@ -160,6 +160,22 @@ impl Answer {
     /// Whether there is more without waiting.
     pub fn has_more(&self) -> bool {
         self.reader.has_line()
+    }
+
+    /// Resolves when the supervisor has hung up.
+    pub async fn hung_up(self) {
+        let Self {
+            reader,
+            writer: _open,
+        } = self;
+        // Nothing more is said; an error is an end as well.
+        let mut rest = reader.into_inner();
+        while matches!(rest.read_u8().await, Ok(_)) {}
+    }
+
+    /// The connection behind the lines that were read.
+    pub fn into_parts(self) -> (BufReader<OwnedReadHalf>, OwnedWriteHalf) {
+        (self.reader.into_inner(), self.writer)
     }
 
     /// The next line of the answer; `None` when it is complete. Given up, it has lost nothing.

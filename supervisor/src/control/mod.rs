@@ -23,10 +23,14 @@
 //!    `{"protocol":1,"request":{"logs":{"workers":["web"],"follow":true}}}`.
 //! 3. The supervisor answers with [`Reply`](protocol::Reply) lines: `{"worker":{…}}`,
 //!    `{"event":{…}}`, `{"log":{…}}`, `{"missed":12}`. The last one is `"done"`,
-//!    or `{"refused":{"kind":…,"message":…}}`. Events and output lines are
-//!    the very objects that `iii-super run --json` prints.
+//!    `{"refused":{"kind":…,"message":…}}` or `{"ended":{"code":0}}`. Events and output lines are the
+//!    very objects that `iii-super run --json` prints.
 //!
-//! A client that hangs up takes its waiting back, never what it has asked for.
+//! An [`Exec`](protocol::Request::Exec) request is answered by `{"opened":{…}}`; from there on both
+//! ends speak the binary frames of the guests' exec port ([`iii_proto::exec`]), with its windows.
+//!
+//! A client that hangs up takes its waiting back, never what it has asked for; only a command that
+//! it runs in a guest ends with it.
 //!
 //! # Versions
 //!

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use iii_actors::{Outcome, Scope, WorkerState, WorkerStatus};
+use iii_proto::exec::{SessionId, TerminalSize};
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
 use iii_proto::restart::Exit;
 use serde::{Deserialize, Serialize};
@@ -63,6 +64,103 @@ pub enum Request {
     Events(EventsRequest),
     /// What workloads have written lately, and what they will.
     Logs(LogsRequest),
+    /// Start workers, and those at rest that they wait for: a [`Reply::Worker`] for each.
+    Start(StartRequest),
+    /// Stop workers: a [`Reply::Worker`] for each once nothing of it runs.
+    Stop(StopRequest),
+    /// Restart workers, or parts of them: a [`Reply::Worker`] for each.
+    Restart(RestartRequest),
+    /// Stop all workers and end: a [`Reply::Worker`] for each once nothing of it runs, then
+    /// [`Reply::Ended`]. The connection is closed when the state directory is free again.
+    Shutdown(ShutdownRequest),
+    /// Run a command in a worker's guest. After [`Reply::Opened`] both ends speak frames of
+    /// [`iii_proto::exec`] instead of lines, the client as the host and the supervisor as the guest,
+    /// in the session [`SESSION`], which is open already. The supervisor's last frame is `Exited`,
+    /// or `Refused` if the end of the command is not known.
+    Exec(ExecCall),
+}
+
+/// The only exec session of a connection.
+pub const SESSION: SessionId = SessionId(0);
+
+/// Which workers to start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRequest {
+    /// None: all.
+    #[serde(default)]
+    pub workers: Vec<WorkerName>,
+    /// Answer for each once it is ready, or at rest and will not be; else at once.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// Which workers to stop.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopRequest {
+    /// At least one.
+    pub workers: Vec<WorkerName>,
+    /// What still runs after so long is killed; else each has its own grace.
+    #[serde(default)]
+    pub within_ms: Option<u64>,
+}
+
+/// What to restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartRequest {
+    /// None: all.
+    #[serde(default)]
+    pub workers: Vec<WorkerName>,
+    /// How much of them.
+    pub scope: RestartScope,
+    /// Answer for each once it is ready again, or at rest and will not be; else at once.
+    #[serde(default)]
+    pub wait: bool,
+}
+
+/// How to end.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShutdownRequest {
+    /// What still runs after so long is killed; else each has its own grace.
+    #[serde(default)]
+    pub within_ms: Option<u64>,
+}
+
+/// A command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecCall {
+    /// In whose guest.
+    pub worker: WorkerName,
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Variables beside, or in place of, the workload's.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute in the guest.
+    #[serde(default)]
+    pub cwd: Option<String>,
+    /// `name`, `name:group`, `uid` or `uid:gid` of the guest.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Run it on a terminal of this size.
+    #[serde(default)]
+    pub terminal: Option<TerminalSize>,
+    /// It reads what the client sends; else it reads the end of its input at once.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+/// A command runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Its process in the guest; `null`: there was no such program.
+    pub pid: Option<GuestPid>,
+}
+
+/// The run has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Its exit code.
+    pub code: u8,
 }
 
 /// Which events.
@@ -105,8 +203,12 @@ pub enum Reply {
     Log(Box<RawValue>),
     /// So many items were not kept for a reader as slow as this.
     Missed(u64),
+    /// A command runs; frames follow.
+    Opened(Opened),
     /// That was all.
     Done,
+    /// That was all, and the run has ended.
+    Ended(Ended),
     /// It was not, or not all, done.
     Refused(Refusal),
 }

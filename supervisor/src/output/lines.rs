@@ -34,7 +34,11 @@ impl Lines {
                 self.format.missed(*count, &mut self.text);
                 return Ok(());
             }
-            Reply::Worker(_) | Reply::Done | Reply::Refused(_) => return Ok(()),
+            Reply::Worker(_)
+            | Reply::Opened(_)
+            | Reply::Done
+            | Reply::Ended(_)
+            | Reply::Refused(_) => return Ok(()),
         };
         match &self.format {
             Format::Json => {

@@ -10,10 +10,10 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Shared, stream};
+use super::{Shared, exec, requests, stream};
 use crate::control::line::{self, LineError, LineReader, MAX_REQUEST};
 use crate::control::protocol::{
-    Call, CallHead, PROTOCOL, Refusal, RefusalKind, Reply, Request, WorkerInfo,
+    Call, CallHead, Ended, PROTOCOL, Refusal, RefusalKind, Reply, Request, WorkerInfo,
 };
 use crate::control::socket;
 use crate::workers_file::did_you_mean;
@@ -40,6 +40,9 @@ pub(super) enum Broken {
     /// A reply could not be written down.
     #[error("failed to write a reply: {0}")]
     Reply(#[from] serde_json::Error),
+    /// A command's conversation ended before the command.
+    #[error(transparent)]
+    Exec(#[from] exec::Fault),
 }
 
 /// What is answered, as it is written.
@@ -74,8 +77,13 @@ impl Answer {
     }
 
     /// The same for a client from which it is expected that it reads.
-    async fn flush_soon(&mut self) -> Result<(), Broken> {
+    pub(super) async fn flush_soon(&mut self) -> Result<(), Broken> {
         tokio::time::timeout(PATIENCE, self.flush()).await?
+    }
+
+    /// The connection itself.
+    pub(super) fn stream(&mut self) -> &mut OwnedWriteHalf {
+        &mut self.out
     }
 
     async fn refuse(&mut self, refusal: Refusal) -> Result<(), Broken> {
@@ -127,12 +135,15 @@ async fn converse(stream: UnixStream, shared: &Shared) -> Result<Option<Parked>,
         Ok(request) => handle(request, reader, &mut answer, shared).await?,
         Err(refusal) => Err(refusal),
     };
+    let ended = matches!(done, Ok(End::Ended(_)));
     match done {
-        Ok(()) => answer.put(&Reply::Done)?,
+        Ok(End::Done) => answer.put(&Reply::Done)?,
+        Ok(End::Ended(code)) => answer.put(&Reply::Ended(Ended { code }))?,
+        Ok(End::Frames) => return Ok(None),
         Err(refusal) => answer.put(&Reply::Refused(refusal))?,
     }
     answer.flush_soon().await?;
-    Ok(None)
+    Ok(ended.then_some(Parked(answer.out)))
 }
 
 fn busy() -> Refusal {
@@ -167,7 +178,18 @@ fn request(line: &[u8]) -> Result<Request, Refusal> {
     Ok(call.request)
 }
 
-type Done = Result<(), Refusal>;
+/// How a request's answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// That was all.
+    Done,
+    /// The run has ended with this exit code; the connection ends with the supervisor.
+    Ended(u8),
+    /// With frames, which are written.
+    Frames,
+}
+
+pub(super) type Done = Result<End, Refusal>;
 
 /// Does what is asked. What it returns is the last line of the answer.
 async fn handle(
@@ -186,7 +208,7 @@ async fn handle(
                 answer.put(&Reply::Worker(Box::new(WorkerInfo::from(worker))))?;
             }
             answer.flush_soon().await?;
-            Ok(Ok(()))
+            Ok(Ok(End::Done))
         }
         Request::Events(wanted) => {
             let known = known(shared, &wanted.workers).await;
@@ -196,7 +218,7 @@ async fn handle(
             };
             stream::events(&wanted, reader, answer, shared).await?;
             drop(place);
-            Ok(Ok(()))
+            Ok(Ok(End::Done))
         }
         Request::Logs(wanted) => {
             let known = known(shared, &wanted.workers).await;
@@ -206,7 +228,20 @@ async fn handle(
             };
             stream::logs(&wanted, reader, answer, shared).await?;
             drop(place);
-            Ok(Ok(()))
+            Ok(Ok(End::Done))
+        }
+        Request::Start(wanted) => requests::start(wanted, reader, answer, shared).await,
+        Request::Stop(wanted) => requests::stop(wanted, reader, answer, shared).await,
+        Request::Restart(wanted) => requests::restart(wanted, reader, answer, shared).await,
+        Request::Shutdown(wanted) => requests::shutdown(wanted, reader, answer, shared).await,
+        Request::Exec(call) => {
+            let place = match place(shared, true) {
+                Ok(place) => place,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let done = exec::run(call, reader, answer, shared).await;
+            drop(place);
+            done
         }
     }
 }
@@ -221,7 +256,7 @@ fn place(shared: &Shared, follows: bool) -> Result<Option<OwnedSemaphorePermit>,
 }
 
 /// Whether all of these are there: nothing is done for some of them if one is not.
-async fn known(shared: &Shared, names: &[WorkerName]) -> Result<(), Refusal> {
+pub(super) async fn known(shared: &Shared, names: &[WorkerName]) -> Result<(), Refusal> {
     if names.is_empty() {
         return Ok(());
     }
@@ -237,7 +272,10 @@ async fn known(shared: &Shared, names: &[WorkerName]) -> Result<(), Refusal> {
     }
 }
 
-fn unknown<'a>(name: &WorkerName, known: impl Iterator<Item = &'a str> + Clone) -> Refusal {
+pub(super) fn unknown<'a>(
+    name: &WorkerName,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> Refusal {
     let hint = match did_you_mean(name.as_str(), known.clone()) {
         Some(meant) => format!("did you mean {meant}?"),
         None => format!("it runs: {}", known.collect::<Vec<_>>().join(", ")),
@@ -248,7 +286,7 @@ fn unknown<'a>(name: &WorkerName, known: impl Iterator<Item = &'a str> + Clone) 
     )
 }
 
-fn refusal(error: &RequestError) -> Refusal {
+pub(super) fn refusal(error: &RequestError) -> Refusal {
     let kind = match error {
         RequestError::Unknown(_) => RefusalKind::UnknownWorker,
         RequestError::Ended => RefusalKind::Ended,

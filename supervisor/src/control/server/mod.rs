@@ -2,25 +2,27 @@
 //!
 //! * this file accepts clients and bounds their number;
 //! * [`connection`] greets one, reads what it wants and sees to it;
-//! * [`stream`] tells events and output.
+//! * [`stream`] tells events and output, [`requests`] sees to workers, [`exec`] to commands in guests.
 //!
 //! Each client is a task. What a client does not read stays in its socket's buffer, then its task
 //! waits; nobody waits for the task.
 
 mod connection;
+mod exec;
+mod requests;
 mod stream;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::protocol::{Greeting, PROTOCOL};
 use super::socket::ControlSocket;
-use crate::Supervisor;
 use crate::output::words::now_unix_ms;
+use crate::{Shutdown, Supervisor};
 use connection::Parked;
 
 /// Clients at once. A program that opens connections and never closes them costs no more than these.
@@ -33,6 +35,25 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Before the next try to accept: without descriptors the next one fails as well, at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Orders that wait until the run takes them; those who give more wait.
+const ORDERS: usize = 8;
+
+/// What a client asks of the run as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Stop all workers and end.
+    Shutdown(Shutdown),
+}
+
+/// What clients ask, for the run.
+#[derive(Debug)]
+pub struct Requests {
+    /// One after the other.
+    pub orders: mpsc::Receiver<Order>,
+    /// Somebody has asked for workers that were at rest.
+    pub touched: Arc<Notify>,
+}
+
 /// What all connections share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -42,6 +63,8 @@ pub(super) struct Shared {
     followers: Arc<Semaphore>,
     /// The run's exit code, once it has one.
     ended: watch::Receiver<Option<u8>>,
+    orders: mpsc::Sender<Order>,
+    touched: Arc<Notify>,
 }
 
 /// Answers clients until it is closed.
@@ -61,7 +84,13 @@ pub struct LastClients {
 
 impl ControlServer {
     /// Answers for this supervisor, which runs `file`.
-    pub fn start(socket: ControlSocket, supervisor: Arc<Supervisor>, file: PathBuf) -> Self {
+    pub fn start(
+        socket: ControlSocket,
+        supervisor: Arc<Supervisor>,
+        file: PathBuf,
+    ) -> (Self, Requests) {
+        let (order, orders) = mpsc::channel(ORDERS);
+        let touched = Arc::new(Notify::new());
         let (ended, watch_end) = watch::channel(None);
         let (stop, stopped) = watch::channel(false);
         let shared = Shared {
@@ -76,13 +105,16 @@ impl ControlServer {
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
             ended: watch_end,
+            orders: order,
+            touched: Arc::clone(&touched),
         };
         let accepting = tokio::spawn(accept(socket, Arc::new(shared), stopped));
-        Self {
+        let server = Self {
             ended,
             accepting,
             stop,
-        }
+        };
+        (server, Requests { orders, touched })
     }
 
     /// Tells all clients that the run has ended, with this exit code, and lets go of the supervisor.

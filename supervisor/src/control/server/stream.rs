@@ -140,7 +140,7 @@ async fn follow<T: Item>(
 }
 
 /// Resolves when the client hangs up. It has nothing more to say: what says something is broken.
-async fn end_of(reader: LineReader<OwnedReadHalf>) -> std::io::Error {
+pub(super) async fn end_of(reader: LineReader<OwnedReadHalf>) -> std::io::Error {
     match reader.into_inner().read_u8().await {
         Ok(_) => std::io::ErrorKind::InvalidData.into(),
         Err(error) => error,
