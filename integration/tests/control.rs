@@ -235,6 +235,60 @@ fn garbage_is_answered_and_harms_nobody() {
 }
 
 #[test]
+fn garbage_behind_a_command_ends_that_command_alone() {
+    let project = Project::new(ONE);
+    let _run = ready(&project);
+    let state = project.state();
+    let call = b"{\"protocol\":1,\"request\":{\"exec\":{\"worker\":\"web\",\
+                 \"command\":[\"sleep\",\"4321\"],\"stdin\":true}}}\n";
+    // Input frames (1) of the session 0: the length, the kind, the session, the bytes.
+    let input = |bytes: usize| {
+        let mut frame = (16 + bytes as u32).to_le_bytes().to_vec();
+        frame.extend(1u32.to_le_bytes());
+        frame.extend(0u32.to_le_bytes());
+        frame.extend((bytes as u64).to_le_bytes());
+        frame.resize(20 + bytes, b'x');
+        frame
+    };
+    let beyond_the_window = input(32_000).repeat(9);
+    for garbage in [
+        &[0xff; 100_000][..],
+        b"\0\0\0\0",
+        &beyond_the_window,
+        &input(0),
+        // A second command, a session that is not there, credit for nothing.
+        b"\x08\0\0\0\0\0\0\0\0\0\0\0",
+        b"\x08\0\0\0\x02\0\0\0\x07\0\0\0",
+        b"\x0c\0\0\0\x03\0\0\0\0\0\0\0\xff\xff\0\0",
+    ] {
+        let (mut reader, _) = greeted(&state);
+        reader.get_mut().write_all(call).unwrap();
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        assert!(line.starts_with("{\"opened\":{\"pid\":"), "{line}");
+        reader.get_mut().write_all(garbage).ok();
+        let timeout = Some(iii_integration::PATIENCE);
+        reader.get_ref().set_read_timeout(timeout).unwrap();
+        // Either end of a connection may see a reset where bytes were left unread.
+        let mut rest = Vec::new();
+        if let Err(error) = reader.read_to_end(&mut rest) {
+            assert_eq!(
+                error.kind(),
+                std::io::ErrorKind::ConnectionReset,
+                "{garbage:?}"
+            );
+        }
+    }
+    eventually("nothing of them is left", iii_integration::PATIENCE, || {
+        let script = "grep -al '[4]321' /proc/[0-9]*/cmdline | wc -l";
+        project
+            .says(&["exec", "web", "--", "sh", "-c", script])
+            .stdout
+            == "0\n"
+    });
+}
+
+#[test]
 fn a_process_of_another_user_is_refused() {
     if !nix::unistd::geteuid().is_root() {
         // An ordinary user cannot become another one.

@@ -48,6 +48,12 @@ fn help_and_completions_are_there() {
     for args in [
         &["--help"][..],
         &["run", "--help"],
+        &["ps", "--help"],
+        &["events", "--help"],
+        &["start", "--help"],
+        &["stop", "--help"],
+        &["restart", "--help"],
+        &["exec", "--help"],
         &["config", "--help"],
         &["doctor", "--help"],
         &["firmware", "--help"],

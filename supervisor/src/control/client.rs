@@ -170,7 +170,7 @@ impl Answer {
         } = self;
         // Nothing more is said; an error is an end as well.
         let mut rest = reader.into_inner();
-        while matches!(rest.read_u8().await, Ok(_)) {}
+        while rest.read_u8().await.is_ok() {}
     }
 
     /// The connection behind the lines that were read.
