@@ -157,6 +157,7 @@ impl WorkerPlan {
         env.push(("III_WORKER_NAME".into(), spec.name.to_string()));
         env.push(("III_BOOT_ID".into(), boot_id.to_string()));
         env.push(("III_ISOLATION".into(), "microvm".into()));
+        env.extend(self.engine_variables());
         GuestSpec {
             proto: PROTOCOL_VERSION,
             boot_id,
@@ -183,6 +184,23 @@ impl WorkerPlan {
             entropy,
             allow_faults: spec.allow_faults,
         }
+    }
+
+    /// Where the guest finds the engine, if it may reach it. What the user's `env` sets stays.
+    fn engine_variables(&self) -> Vec<(String, String)> {
+        let spec = &self.spec;
+        let Some(engine) = &spec.engine else {
+            return Vec::new();
+        };
+        if spec.network.mode == NetworkMode::None {
+            return Vec::new();
+        }
+        let own = |name: &str| spec.env.iter().any(|(theirs, _)| theirs == name);
+        ["III_URL", "III_ENGINE_URL"]
+            .into_iter()
+            .filter(|name| !own(name))
+            .map(|name| (name.to_owned(), engine.in_guest()))
+            .collect()
     }
 
     /// Whether the guest has an `eth0` at all. A worker that publishes a port needs one even when

@@ -1,11 +1,14 @@
 //! What a user wants: one worker, checked whole before anything of it is started.
 
+mod engine;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use iii_proto::guest::{AtRest, HealthCheck, Probe};
+pub use engine::{EngineAddress, EngineAddressError};
 use iii_proto::ids::WorkerName;
 
 pub use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
@@ -42,6 +45,10 @@ pub struct WorkerSpec {
     pub ports: Vec<PublishSpec>,
     /// What it may reach.
     pub network: NetworkSpec,
+    /// The iii engine that it is a worker of: its guest finds the address in `III_URL` and
+    /// `III_ENGINE_URL`, unless `env` sets them, and may reach it, unless its network is
+    /// [`NetworkMode::None`].
+    pub engine: Option<EngineAddress>,
     /// When its workload is started again inside its VM.
     pub restart: RestartPolicy,
     /// What its guest does once the workload is not started again.
@@ -84,6 +91,7 @@ impl WorkerSpec {
             mounts: Vec::new(),
             ports: Vec::new(),
             network: NetworkSpec::default(),
+            engine: None,
             restart: RestartPolicy::default(),
             at_rest: AtRest::default(),
             vm_restart: default_vm_restart(),

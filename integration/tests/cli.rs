@@ -320,3 +320,46 @@ fn a_host_that_lacks_something_is_told_what() {
     });
     assert!(err.contains("iii-shim"), "{err}");
 }
+
+#[test]
+fn the_engine_is_where_the_command_line_says_and_the_commands_words_stay() {
+    let engine = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = engine.local_addr().unwrap().port();
+    let (_directory, file) = workers_file(
+        "
+engine: ws://engine.invalid:1
+workers:
+  caller:
+    restart: never
+    network: engine
+    env: {OTHER: ws://localhost:9}
+    command:
+    - /usr/bin/python3
+    - -c
+    - |
+      import os, socket, sys
+      from urllib.parse import urlsplit
+      url = urlsplit(os.environ['III_URL'])
+      socket.create_connection((url.hostname, url.port)).sendall(b'hello')
+      print('said hello to', url.netloc, 'words', sys.argv[1:], os.environ['OTHER'])
+    - http://localhost:9/
+",
+    );
+    let mut command = program();
+    let url = format!("ws://LOCALHOST:{port}");
+    command
+        .args(["run", "--engine", &url, "-f"])
+        .arg(&file)
+        .env("III_URL", "nonsense that is not looked at");
+    let mut run = Run::start(command);
+    let line = run.line("said hello");
+    let said = format!(
+        "said hello to host.iii.internal:{port} words ['http://localhost:9/'] ws://localhost:9"
+    );
+    assert!(line.contains(&said), "{line}");
+    assert_eq!(run.wait().code(), Some(0), "{}", run.seen.join("\n"));
+    let (mut stream, _) = engine.accept().unwrap();
+    let mut word = String::new();
+    stream.read_to_string(&mut word).unwrap();
+    assert_eq!(word, "hello");
+}

@@ -1,11 +1,11 @@
 //! Where a guest's connection leads.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::config::DNS_PORT;
 use crate::gateway::Env;
-use crate::policy::Verdict;
+use crate::policy::{Transport, Verdict};
 use crate::tcp::is_own_address;
 
 /// Where a guest's connection leads.
@@ -21,19 +21,23 @@ pub(crate) enum Destination {
     Prohibited,
 }
 
-/// Judges a destination of TCP or UDP.
-pub(crate) fn resolve(env: &Env, remote: SocketAddr, now: Duration) -> Destination {
+/// Judges a destination.
+pub(crate) fn resolve(
+    env: &Env,
+    transport: Transport,
+    remote: SocketAddr,
+    now: Duration,
+) -> Destination {
     let (address, port) = (remote.ip(), remote.port());
     if env.link.is_gateway(address) {
         return if port == DNS_PORT {
             Destination::Dns
-        } else if env.policy.allows_host_port(port) {
-            Destination::Host(vec![
-                (Ipv4Addr::LOCALHOST, port).into(),
-                (Ipv6Addr::LOCALHOST, port).into(),
-            ])
         } else {
-            Destination::Closed
+            let addresses = env.policy.host_addresses(transport, port);
+            match &addresses[..] {
+                [] => Destination::Closed,
+                [..] => Destination::Host(addresses.iter().map(|a| (*a, port).into()).collect()),
+            }
         };
     }
     if env.link.is_guest(address) || is_broadcast(env, address) {

@@ -16,7 +16,7 @@ use crate::dns::{Client, Disposition, DnsFrontend, DnsReply, DnsService, DnsSink
 use crate::error::NetError;
 use crate::handle::Shared;
 use crate::link::{Flush, Transmitter};
-use crate::policy::{Pins, Policy};
+use crate::policy::{Pins, Policy, Transport};
 use crate::stats::LiveStats;
 use crate::tcp::{TcpLimits, TcpTable};
 use crate::wire::{
@@ -213,7 +213,7 @@ impl Gateway {
         if self.datagrams.send_udp(env, guest, remote, data, now) {
             return Ok(());
         }
-        match resolve(env, remote, now) {
+        match resolve(env, Transport::Datagram, remote, now) {
             Destination::Dns => {
                 let client = Client::Udp {
                     guest,
@@ -270,7 +270,12 @@ impl Gateway {
             return Ok(());
         }
         // ICMP has no ports; a rule for all ports allows it.
-        match resolve(env, (packet.destination, 0).into(), now) {
+        match resolve(
+            env,
+            Transport::Datagram,
+            (packet.destination, 0).into(),
+            now,
+        ) {
             Destination::Host(_) => self.datagrams.open_echo(env, packet, &echo, now),
             Destination::Dns | Destination::Closed | Destination::Prohibited => {
                 env.shared.stats.refused.policy.add(1);

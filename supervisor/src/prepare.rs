@@ -353,11 +353,16 @@ fn policy(spec: &WorkerSpec) -> Result<Policy, PrepareFault> {
         NetworkMode::Engine => PolicyMode::Engine,
         NetworkMode::None => PolicyMode::None,
     };
-    Ok(Policy {
+    let mut policy = Policy {
         mode,
         allow,
         host_ports: spec.network.host_ports.clone(),
-    })
+        ..Policy::default()
+    };
+    if let Some(engine) = &spec.engine {
+        engine.open(&mut policy);
+    }
+    Ok(policy)
 }
 
 fn mounts(

@@ -1,5 +1,6 @@
 //! What a guest sends and receives, by its own Linux and real sockets of the host.
 
+mod engine;
 mod policy;
 mod published;
 mod repair;

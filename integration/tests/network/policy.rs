@@ -1,6 +1,6 @@
 //! What a guest may reach, and how it is told that it may not.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use iii_actors::spec::NetworkMode;
 use iii_integration::Bench;
@@ -28,7 +28,7 @@ def udp(address, port):
 "#;
 
 /// An address of this host that is not its loopback.
-fn own_address() -> Option<Ipv4Addr> {
+pub(crate) fn own_address() -> Option<Ipv4Addr> {
     getifaddrs()
         .expect("Linux lists its interfaces")
         .filter_map(|interface| Some(interface.address?.as_sockaddr_in()?.ip()))
@@ -36,21 +36,29 @@ fn own_address() -> Option<Ipv4Addr> {
 }
 
 /// A listener that nobody may reach.
-struct Watched(TcpListener);
+pub(crate) struct Watched(TcpListener);
 
 impl Watched {
-    fn at(address: Ipv4Addr) -> Self {
-        let listener = TcpListener::bind((address, 0)).expect("the host has a free port");
+    pub(crate) fn at(address: Ipv4Addr) -> Self {
+        Self::on(address, 0)
+    }
+
+    pub(crate) fn on(address: Ipv4Addr, port: u16) -> Self {
+        let listener = TcpListener::bind((address, port)).expect("the host has a free port");
         listener.set_nonblocking(true).expect("it is a socket");
         Self(listener)
     }
 
-    fn port(&self) -> u16 {
-        self.0.local_addr().expect("it is bound").port()
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.0.local_addr().expect("it is bound")
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.address().port()
     }
 
     /// Whether somebody has come.
-    fn reached(&self) -> bool {
+    pub(crate) fn reached(&self) -> bool {
         self.0.accept().is_ok()
     }
 }

@@ -9,13 +9,19 @@ mod address;
 mod pins;
 mod rule;
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 pub use address::{AddressSort, address_sort};
 pub(crate) use pins::Pins;
 pub use rule::{Cidr, DomainPattern, PortRange, Rule, RuleError, Target};
+
+/// Where a service of the host is looked for that listens on its loopback.
+pub const HOST_LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
 
 /// What is open without being named.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -23,7 +29,7 @@ pub enum PolicyMode {
     /// The internet; nothing private, link-local or of the host.
     #[default]
     Public,
-    /// Nothing. With `host_ports` holding the engine's port: the engine alone; with rules: an
+    /// Nothing. With `host_streams` or a rule for the engine: the engine alone; with more rules: an
     /// allow-list.
     Engine,
     /// Nothing at all: rules and host ports have no effect, names are not resolved.
@@ -39,6 +45,18 @@ pub struct Policy {
     pub allow: Vec<Rule>,
     /// Ports of the host's loopback that the guest reaches at the gateway's address.
     pub host_ports: BTreeSet<u16>,
+    /// Ports at the gateway's address that lead, for TCP alone, to the first of these addresses of
+    /// the host's loopback that answers. They go before `host_ports`.
+    pub host_streams: BTreeMap<u16, Vec<IpAddr>>,
+}
+
+/// What a guest asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    /// TCP.
+    Stream,
+    /// UDP and ICMP.
+    Datagram,
 }
 
 /// Judgement on a destination.
@@ -71,11 +89,20 @@ impl Policy {
         }
     }
 
-    /// Whether the guest may reach this port of the host's loopback.
-    pub(crate) fn allows_host_port(&self, port: u16) -> bool {
-        match self.mode {
-            PolicyMode::None => false,
-            PolicyMode::Public | PolicyMode::Engine => self.host_ports.contains(&port),
+    /// Where a port of the gateway leads on the host; empty: nowhere.
+    pub(crate) fn host_addresses(&self, transport: Transport, port: u16) -> Vec<IpAddr> {
+        if self.mode == PolicyMode::None {
+            return Vec::new();
+        }
+        match (transport, self.host_streams.get(&port)) {
+            (Transport::Stream, Some(addresses)) => addresses.clone(),
+            (Transport::Stream, None) | (Transport::Datagram, _) => {
+                let open = self.host_ports.contains(&port);
+                open.then_some(HOST_LOOPBACK)
+                    .into_iter()
+                    .flatten()
+                    .collect()
+            }
         }
     }
 
@@ -125,7 +152,7 @@ mod tests {
         ] {
             assert_eq!(verdict(&policy, denied, 80), Verdict::Denied, "{denied}");
         }
-        assert!(!policy.allows_host_port(80));
+        assert!(policy.host_addresses(Transport::Stream, 80).is_empty());
         assert_eq!(policy.allows_name("example.com"), Some(vec![]));
     }
 
@@ -138,11 +165,15 @@ mod tests {
                 "*.example.com".parse().unwrap(),
             ],
             host_ports: BTreeSet::from([49134]),
+            ..Policy::default()
         };
         assert_eq!(verdict(&policy, "10.2.3.4", 443), Verdict::Named);
         assert_eq!(verdict(&policy, "10.2.3.4", 80), Verdict::Denied);
         assert_eq!(verdict(&policy, "1.1.1.1", 443), Verdict::Denied);
-        assert!(policy.allows_host_port(49134));
+        assert_eq!(
+            policy.host_addresses(Transport::Datagram, 49134),
+            HOST_LOOPBACK
+        );
         assert!(policy.allows_name("www.example.com").is_some());
         assert!(policy.allows_name("example.org").is_none());
     }
@@ -173,9 +204,23 @@ mod tests {
             mode: PolicyMode::None,
             allow: vec!["0.0.0.0/0".parse().unwrap(), "example.com".parse().unwrap()],
             host_ports: BTreeSet::from([80]),
+            host_streams: BTreeMap::from([(80, HOST_LOOPBACK.to_vec())]),
         };
         assert_eq!(verdict(&policy, "1.1.1.1", 80), Verdict::Denied);
-        assert!(!policy.allows_host_port(80));
+        assert!(policy.host_addresses(Transport::Stream, 80).is_empty());
         assert_eq!(policy.allows_name("example.com"), None);
+    }
+
+    #[test]
+    fn a_stream_to_the_host_is_one_port_and_address_and_no_datagram() {
+        let engine: IpAddr = "127.0.0.2".parse().unwrap();
+        let policy = Policy {
+            mode: PolicyMode::Engine,
+            host_streams: BTreeMap::from([(49134, vec![engine])]),
+            ..Policy::default()
+        };
+        assert_eq!(policy.host_addresses(Transport::Stream, 49134), [engine]);
+        assert!(policy.host_addresses(Transport::Stream, 49135).is_empty());
+        assert!(policy.host_addresses(Transport::Datagram, 49134).is_empty());
     }
 }

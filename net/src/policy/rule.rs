@@ -110,6 +110,35 @@ pub struct RuleError {
     reason: &'static str,
 }
 
+impl Rule {
+    /// One port of one address.
+    pub fn address(address: IpAddr, port: u16) -> Self {
+        let prefix = bits(address).1 as u8;
+        Self {
+            target: Target::Network(Cidr { address, prefix }),
+            ports: PortRange {
+                first: port,
+                last: port,
+            },
+        }
+    }
+
+    /// One port of one name, which is neither an address nor a pattern; `None` if it is no name.
+    pub fn name(name: &str, port: u16) -> Option<Self> {
+        let ports = PortRange {
+            first: port,
+            last: port,
+        };
+        match parse_target(name) {
+            Ok(Target::Domain(pattern)) if !pattern.below => Some(Self {
+                target: Target::Domain(pattern),
+                ports,
+            }),
+            Ok(Target::Domain(_) | Target::Network(_)) | Err(_) => None,
+        }
+    }
+}
+
 impl FromStr for Rule {
     type Err = RuleError;
 
@@ -263,6 +292,19 @@ mod tests {
         assert!(!matches("*.example.com", "example.com"));
         assert!(!matches("*.example.com", "evilexample.com"));
         assert!(matches("*", "anything.at.all"));
+    }
+
+    #[test]
+    fn one_port_of_one_host() {
+        let address = Rule::address("10.1.2.3".parse().unwrap(), 9);
+        assert_eq!(address.to_string(), "10.1.2.3/32:9");
+        let address = Rule::address("fd00::1".parse().unwrap(), 9);
+        assert_eq!(address.to_string(), "[fd00::1/128]:9");
+        let name = Rule::name("Example.com", 9).unwrap();
+        assert_eq!(name.to_string(), "example.com:9");
+        for name in ["*", "*.example.com", "10.1.2.3", "a b", ""] {
+            assert_eq!(Rule::name(name, 9), None, "{name}");
+        }
     }
 
     #[test]

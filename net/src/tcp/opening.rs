@@ -15,6 +15,7 @@ use super::timers::TimerSlot;
 use crate::destination::{Destination, resolve};
 use crate::dns::DnsStream;
 use crate::gateway::{Env, Token};
+use crate::policy::Transport;
 use crate::wire::{IpPacket, Segment, Unreachable};
 
 /// Clients taken from a listener at once, so that a connect storm leaves time for the connections
@@ -34,7 +35,7 @@ impl TcpTable {
         segment: &Segment<'_>,
         now: Duration,
     ) {
-        let destinations = match resolve(env, key.remote, now) {
+        let destinations = match resolve(env, Transport::Stream, key.remote, now) {
             Destination::Host(destinations) => Some(destinations),
             Destination::Dns => None,
             Destination::Closed => {

@@ -10,7 +10,7 @@ use iii_proto::ids::WorkerName;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::workers_file::FILE_NAME;
+use crate::workers_file::{EngineKey, FILE_NAME};
 
 mod running;
 
@@ -31,6 +31,7 @@ Environment:
   III_INIT_PATH       the guest's init program
   III_HELPER_DIR      where iii-shim and iii-vfs are
   III_HOME            the cache, instead of ~/.iii
+  III_URL             where workers find the iii engine, unless --engine or the file says it
   III_LOG             what to log to stderr, as debug or iii_net=trace
   NO_COLOR            set to anything: no colour";
 
@@ -65,6 +66,7 @@ cannot run it, and nothing was started; 130 ended at once by a second Ctrl-C.
 Examples:
   iii-super run                        all workers of ./iii.workers.yaml
   iii-super run web queue              only these two
+  iii-super run --engine ws://localhost:49134
   iii-super run -f app/workers.yaml --json | jq 'select(.event == \"log\").text'")]
     Run(RunArguments),
     /// Run the project in a directory in a VM, and restart it whenever a file is saved
@@ -228,6 +230,10 @@ Example:
 pub(super) struct RunArguments {
     #[command(flatten)]
     pub(super) file: FileArguments,
+    /// Where the workers find the iii engine, as ws://localhost:49134; none: nowhere. Default: what
+    /// the file says, else III_URL, else none
+    #[arg(long, value_name = "URL")]
+    pub(super) engine: Option<EngineKey>,
     /// What runs the VMs; auto: the fastest that this host can really run
     #[arg(long, value_enum, default_value_t = Vmm::Auto)]
     pub(super) vmm: Vmm,

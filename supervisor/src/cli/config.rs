@@ -5,23 +5,24 @@ use iii_proto::guest::{HealthCheck, Probe};
 use iii_proto::restart::{RestartMode, RestartPolicy};
 use serde_json::{Map, Value, json};
 
-use super::REFUSED;
 use super::arguments::FileArguments;
 use super::say::{print, say, say_plain};
-use crate::workers_file::{WorkersFile, WorkersFileError, format_duration, format_size};
+use super::{REFUSED, engine};
+use crate::workers_file::{EngineKey, WorkersFile, WorkersFileError, format_duration, format_size};
 
 /// Stands for a secret's value.
 const MASK: &str = "*****";
 
 pub(super) fn run(args: &FileArguments) -> u8 {
-    let Some((_, workers)) = load(args) else {
+    let Some((file, workers)) = load(args, None) else {
         return REFUSED;
     };
     let all: Map<String, Value> = workers
         .iter()
         .map(|worker| (worker.name.to_string(), describe(worker)))
         .collect();
-    let value = json!({ "workers": all });
+    let engine = file.engine.address().map(ToString::to_string);
+    let value = json!({ "engine": engine, "workers": all });
     let text = if args.json {
         // Values with text keys: writing them cannot fail.
         serde_json::to_string_pretty(&value).expect("a value is JSON") + "\n"
@@ -33,15 +34,21 @@ pub(super) fn run(args: &FileArguments) -> u8 {
     print(&text)
 }
 
-/// The file and those of its workers that were asked for; what is wrong with either was said.
-pub(super) fn load(args: &FileArguments) -> Option<(WorkersFile, Vec<WorkerSpec>)> {
-    let file = match WorkersFile::load(&args.file) {
+/// The file and those of its workers that were asked for, with the engine that holds for them;
+/// what is wrong with any of it was said.
+pub(super) fn load(
+    args: &FileArguments,
+    engine: Option<&EngineKey>,
+) -> Option<(WorkersFile, Vec<WorkerSpec>)> {
+    let mut file = match WorkersFile::load(&args.file) {
         Ok(file) => file,
         Err(error) => {
             refuse(&error);
             return None;
         }
     };
+    file.engine = engine::choose(engine, &file.engine).map_err(say).ok()?;
+    engine::tell(&mut file.workers, &file.engine);
     let selected = file
         .select(&args.names)
         .map_err(|unknown| unknown.iter().for_each(say))

@@ -11,6 +11,7 @@ mod contact;
 mod dev;
 mod events;
 mod exec;
+mod engine;
 mod firmware;
 mod keys;
 mod progress;

@@ -32,7 +32,7 @@ use crate::{
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: &RunArguments, colour: &Colour) -> u8 {
-    let Some((file, selected)) = load(&args.file) else {
+    let Some((file, selected)) = load(&args.file, args.engine.as_ref()) else {
         return REFUSED;
     };
     let format = if args.file.json {

@@ -10,6 +10,7 @@ mod command;
 mod depends_on;
 mod dotenv;
 mod duration;
+mod engine;
 mod environment;
 mod fault;
 mod health;
@@ -51,6 +52,7 @@ use iii_proto::ids::WorkerName;
 
 #[cfg(feature = "cli")]
 pub(crate) use duration::{format as format_duration, parse as parse_duration};
+pub use engine::EngineKey;
 pub use fault::{Fault, WorkersFileError};
 pub use node::Position;
 pub(crate) use reader::did_you_mean;
@@ -66,7 +68,7 @@ pub const FILE_NAME: &str = "iii.workers.yaml";
 pub const SCHEMA: &str = include_str!("../../schema/iii.workers.schema.json");
 
 /// Keys of the file itself; `x-…` may hold anything, for anchors.
-const KEYS: &[&str] = &["workers"];
+const KEYS: &[&str] = &["engine", "workers"];
 
 /// Largest file that is read: a larger one is not a workers file.
 const MAX_FILE: u64 = 1 << 20;
@@ -76,6 +78,8 @@ const MAX_FILE: u64 = 1 << 20;
 pub struct WorkersFile {
     /// Where it was read.
     pub path: PathBuf,
+    /// Where its workers find the iii engine, if it says so. Each of [`Self::workers`] has it too.
+    pub engine: EngineKey,
     /// In the file's order.
     pub workers: Vec<WorkerSpec>,
 }
@@ -121,13 +125,21 @@ impl WorkersFile {
         directory: &Path,
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, WorkersFileError> {
-        let mut reader = Reader {
+        let reader = Reader {
             directory,
             lookup,
             faults: Vec::new(),
         };
-        let workers = match node::parse(text) {
-            Ok(Some(root)) => workers(&mut reader, &root),
+        Self::parse_with(text, path, reader)
+    }
+
+    fn parse_with(
+        text: &str,
+        path: &Path,
+        mut reader: Reader<'_>,
+    ) -> Result<Self, WorkersFileError> {
+        let (engine, workers) = match node::parse(text) {
+            Ok(Some(root)) => top(&mut reader, &root),
             Ok(None) => {
                 reader.faults.push(Fault {
                     at: None,
@@ -137,16 +149,17 @@ impl WorkersFile {
                         "it needs at least: workers: {NAME: {command: …}}",
                     )),
                 });
-                Vec::new()
+                Default::default()
             }
             Err(error) => {
                 reader.fault_at(error.at, "", format!("not valid YAML: {}", error.message));
-                Vec::new()
+                Default::default()
             }
         };
         if reader.faults.is_empty() {
             return Ok(Self {
                 path: path.to_owned(),
+                engine,
                 workers,
             });
         }
@@ -231,25 +244,36 @@ fn directory_of(path: &Path) -> Result<PathBuf, WorkersFileError> {
         .map_or_else(|| PathBuf::from("/"), Path::to_owned))
 }
 
-fn workers(reader: &mut Reader<'_>, root: &Node) -> Vec<WorkerSpec> {
+/// The file as a whole.
+fn top(reader: &mut Reader<'_>, root: &Node) -> (EngineKey, Vec<WorkerSpec>) {
     let top = Setting {
         path: String::new(),
         node: root,
     };
     let Some(fields) = reader.fields(&top, KEYS) else {
-        return Vec::new();
+        return Default::default();
     };
+    let engine = fields.get("engine");
+    let engine = engine.map_or(EngineKey::Absent, |s| engine::engine(reader, &s));
     let Some(setting) = fields.get("workers") else {
         if reader.faults.is_empty() {
             reader.fault(&top, "has no `workers`");
         }
-        return Vec::new();
+        return (engine, Vec::new());
     };
+    let mut workers = workers(reader, &setting);
+    for worker in &mut workers {
+        worker.engine = engine.address().cloned();
+    }
+    (engine, workers)
+}
+
+fn workers(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Vec<WorkerSpec> {
     let entries = reader
-        .entries(&setting, "a map of workers by name")
+        .entries(setting, "a map of workers by name")
         .unwrap_or_default();
     if entries.is_empty() && reader.faults.is_empty() {
-        reader.fault(&setting, "names no worker");
+        reader.fault(setting, "names no worker");
     }
     let mut taken = Vec::new();
     let mut references = Vec::new();

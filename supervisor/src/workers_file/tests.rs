@@ -14,6 +14,7 @@ use super::*;
 pub(super) const EVERYTHING: &str = r#"
 x-defaults: &defaults
   stop_grace: 3s
+engine: ws://localhost:49134
 workers:
   web:
     <<: *defaults
@@ -97,6 +98,9 @@ fn every_key_is_understood() {
     let [web, job, probe] = &file.workers[..] else {
         panic!()
     };
+    let engine = file.engine.address().unwrap();
+    assert_eq!(engine.in_guest(), "ws://host.iii.internal:49134");
+    assert_eq!(probe.engine.as_ref(), Some(engine), "each worker has it");
     assert_eq!(web.command, ["python3", "-m", "http.server", "8 0"]);
     assert_eq!(web.cwd.as_deref(), Some("/app/sub"));
     let env: Vec<(&str, &str)> = web.env.iter().map(|(n, v)| (&**n, &**v)).collect();
@@ -408,6 +412,14 @@ fn faults_of_the_whole_file() {
         ("workers: {}\n", "names no worker"),
         ("workers: {a: }\n", "has no settings"),
         ("services: {}\n", "did you mean `workers`?"),
+        (
+            "engine: localhost:49134\nworkers: {a: {command: x}}\n",
+            "it does not begin with ws://",
+        ),
+        (
+            "engine: ${NOPE}\nworkers: {a: {command: x}}\n",
+            "NOPE is not set",
+        ),
         ("[1]\n", "expected a map, found a list"),
         ("a: [\n", "not valid YAML"),
     ] {
