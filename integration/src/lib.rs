@@ -10,6 +10,7 @@ pub mod chaos;
 pub mod http;
 pub mod program;
 pub mod project;
+pub mod traced;
 pub mod upstream;
 
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ use iii_proto::ids::WorkerName;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::edit::{AddArguments, RemoveArguments};
 use crate::workers_file::{EngineKey, FILE_NAME};
 
 mod running;
@@ -178,6 +179,32 @@ Examples:
   iii-super config                     is ./iii.workers.yaml sound, and what does it say?
   iii-super config --json | jq .workers.web.command")]
     Config(FileArguments),
+    /// Add a worker to the workers file, which is made if there is none
+    #[command(after_help = "\
+Everything else in the file stays as it is, comments and order included. The result is checked as by
+iii-super config before it takes the file's place. Two at once wait for each other, and a crash
+leaves the old file or the new one. Paths start in the current directory. ${NAME} in a value stands
+for the host's variable at each run.
+
+Exit codes: 0 added; 1 the file could not be written; 2 refused. But for 0 nothing has changed.
+
+Examples:
+  iii-super add web --path . --port 8000 -- python3 -m http.server 8000
+  iii-super add api --path ./api --command 'node server.js' --port 8080:3000 --health http:3000/health
+  iii-super add job --restart never --depends-on api -e 'LEVEL=${LEVEL:-info}' -- ./job --once
+  iii-super add api --replace --memory 512MiB --command 'node server.js' --dry-run")]
+    Add(AddArguments),
+    /// Remove workers from the workers file
+    #[command(after_help = "\
+Everything else in the file stays as it is. A comment directly above a worker goes with it, but not
+one above the first. A worker that others depend on is not removed without them.
+
+Exit codes: 0 removed; 1 the file could not be written; 2 refused. But for 0 nothing has changed.
+
+Examples:
+  iii-super remove api
+  iii-super remove api job --dry-run   what would change")]
+    Remove(RemoveArguments),
     /// Tell what this host can run, and why
     #[command(after_help = "\
 Exit codes: 0 a worker can run here, 1 it cannot.

@@ -9,9 +9,10 @@ mod arguments;
 mod config;
 mod contact;
 mod dev;
+mod edit;
+mod engine;
 mod events;
 mod exec;
-mod engine;
 mod firmware;
 mod keys;
 mod progress;
@@ -65,6 +66,8 @@ pub fn main() -> ExitCode {
         Command::Restart(args) => workers::restart(&args),
         Command::Exec(args) => exec::run(&args),
         Command::Config(args) => config::run(&args),
+        Command::Add(args) => edit::add(&args),
+        Command::Remove(args) => edit::remove(&args),
         Command::Doctor { json } => doctor(json, &arguments.colour),
         Command::Reset(args) => reset::run(&args),
         Command::Firmware(args) => firmware::run(&args),

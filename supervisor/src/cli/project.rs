@@ -26,7 +26,7 @@ pub(super) fn state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, ProjectE
         path: file.to_owned(),
         source,
     })?;
-    Ok(directory_of(home, &file))
+    Ok(state_dir_of(home, &file))
 }
 
 /// The same for a command that speaks to a supervisor, which may run a file that was removed since.
@@ -35,7 +35,7 @@ pub(super) fn running_state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, 
         let absolute = std::path::absolute(file).ok();
         let gone = absolute.and_then(|file| {
             let parent = file.parent()?.canonicalize().ok()?;
-            Some(directory_of(home, &parent.join(file.file_name()?)))
+            Some(state_dir_of(home, &parent.join(file.file_name()?)))
         });
         gone.filter(|directory| directory.exists()).ok_or(error)
     })
@@ -43,10 +43,11 @@ pub(super) fn running_state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, 
 
 /// Where the state of a project that is developed is kept, by its directory's real path.
 pub(super) fn dev_state_dir(home: &IiiHome, directory: &Path) -> PathBuf {
-    directory_of(home, &directory.join(crate::dev::manifest::FILE_NAME))
+    state_dir_of(home, &directory.join(crate::dev::manifest::FILE_NAME))
 }
 
-fn directory_of(home: &IiiHome, file: &Path) -> PathBuf {
+/// The same for a path behind all symbolic links, whose file may not be there yet.
+pub(super) fn state_dir_of(home: &IiiHome, file: &Path) -> PathBuf {
     home.path().join("projects").join(directory_name(file))
 }
 

@@ -4,12 +4,15 @@
 //!   share a directory;
 //! * `supervisor.json` ([`record`]) is there while a supervisor runs. One that ends in order
 //!   removes it, so that its presence at a start says that the one before did not;
-//! * [`keeper`] writes it, from a thread of its own.
+//! * [`keeper`] writes it, from a thread of its own;
+//! * `edit.lock` ([`edit_lock`]) is there while somebody edits the project's workers file.
 //!
 //! After the end of a supervisor that was killed, restart counters go on and a worker that had
 //! ended (failed, done, stopped) stays so until it is asked for, unless its spec has changed since.
 //! A reboot of the host begins anew, and what was lost is told.
 
+#[cfg(feature = "cli")]
+mod edit_lock;
 mod keeper;
 mod record;
 
@@ -27,6 +30,8 @@ use iii_proto::ids::WorkerName;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
+#[cfg(feature = "cli")]
+pub(crate) use self::edit_lock::EditLock;
 pub(crate) use self::keeper::FileKeeper;
 use self::record::Remembered;
 
@@ -48,9 +53,21 @@ pub enum StateError {
         /// Who; "unknown" if it has not said yet.
         pid: String,
     },
+    /// Somebody edits the project's workers file and does not come to an end.
+    #[error(
+        "failed to lock {path}: process {pid} has been editing the workers file for too long; \
+         end it and try again"
+    )]
+    Editing {
+        /// The lock.
+        path: PathBuf,
+        /// Who; empty if it has not said yet.
+        pid: String,
+    },
     /// It cannot be made, read or written.
     #[error(
-        "failed to {what} state directory {path}: {source}; make it writable, or name another one"
+        "failed to {what} state directory {path}: {source}; {}",
+        remedy(source)
     )]
     Directory {
         /// What failed.
@@ -62,12 +79,25 @@ pub enum StateError {
     },
 }
 
+fn remedy(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "make room on that disk, or name another place (III_HOME)"
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => {
+            "move away the file that stands in its path, or name another place (III_HOME)"
+        }
+        _ => "make it writable for this user, or name another place (III_HOME)",
+    }
+}
+
 /// A locked state directory, and what an earlier supervisor has left in it.
 #[derive(Debug)]
 pub(crate) struct StateDirectory {
     path: PathBuf,
     /// Held for its drop, which unlocks.
-    _lock: Flock<File>,
+    lock: Flock<File>,
     /// Left by a supervisor that was killed.
     left: BTreeMap<WorkerName, Remembered>,
 }
@@ -75,32 +105,29 @@ pub(crate) struct StateDirectory {
 impl StateDirectory {
     /// Makes, locks and reads the directory. With `forget`, what was left is not looked at.
     pub(crate) fn open(path: &Path, forget: bool) -> Result<Self, StateError> {
-        let failed = |what: &'static str| {
-            move |source: std::io::Error| StateError::Directory {
-                what,
-                path: path.to_owned(),
-                source,
-            }
-        };
-        let mut lock = loop {
+        let failed = |what| directory_fault(path, what);
+        let lock = loop {
             if let Some(lock) = lock(path)? {
                 break lock;
             }
         };
+        // From here on its drop leaves nothing behind, whatever fails.
+        let mut directory = Self {
+            path: path.to_owned(),
+            lock,
+            left: BTreeMap::new(),
+        };
+        let lock = &mut directory.lock;
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(failed("write"))?;
-        let left = match std::fs::read(path.join(RECORD)) {
+        directory.left = match std::fs::read(path.join(RECORD)) {
             Ok(bytes) if !forget => record::decode(&bytes),
             Ok(_) => BTreeMap::new(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(failed("read")(error)),
         };
-        Ok(Self {
-            path: path.to_owned(),
-            _lock: lock,
-            left,
-        })
+        Ok(directory)
     }
 
     /// What was left of a worker with this very spec.
@@ -134,32 +161,58 @@ impl Drop for StateDirectory {
     }
 }
 
-/// Makes the directory and locks it. `None`: who had it removed the lock just now; try again.
-fn lock(path: &Path) -> Result<Option<Flock<File>>, StateError> {
-    let failed = |what: &'static str| {
-        move |source: std::io::Error| StateError::Directory {
-            what,
-            path: path.to_owned(),
-            source,
+fn directory_fault(path: &Path, what: &'static str) -> impl Fn(std::io::Error) -> StateError {
+    move |source| StateError::Directory {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), StateError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    match made {
+        // Another process removed it just after it stood in the way. Opening the lock notices.
+        Err(error)
+            if error.kind() == std::io::ErrorKind::AlreadyExists
+                && path.symlink_metadata().is_err() =>
+        {
+            Ok(())
         }
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(failed("make"))?;
-    let name = path.join(LOCK);
+        made => made.map_err(directory_fault(path, "make")),
+    }
+}
+
+/// Opens a lock in a directory. `None`: who had it removed the directory just now; try again.
+fn open_lock(directory: &Path, lock: &Path) -> Result<Option<File>, StateError> {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(&name);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed("lock")(error)),
+        .open(lock);
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(directory_fault(directory, "lock")(error)),
+    }
+}
+
+/// Whether the locked file still has its name: it may have been removed between the opening and
+/// the locking.
+fn is_current(lock: &File, path: &Path) -> std::io::Result<bool> {
+    let locked = lock.metadata()?.ino();
+    Ok(std::fs::metadata(path).is_ok_and(|now| now.ino() == locked))
+}
+
+/// Makes the directory and locks it. `None`: who had it removed the lock just now; try again.
+fn lock(path: &Path) -> Result<Option<Flock<File>>, StateError> {
+    let failed = |what| directory_fault(path, what);
+    make_directory(path)?;
+    let name = path.join(LOCK);
+    let Some(file) = open_lock(path, &name)? else {
+        return Ok(None);
     };
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
@@ -174,11 +227,8 @@ fn lock(path: &Path) -> Result<Option<Flock<File>>, StateError> {
         }
         Err((_, errno)) => return Err(failed("lock")(errno.into())),
     };
-    // It may have been removed between the opening and the locking.
-    let locked = lock.metadata().map_err(failed("lock"))?.ino();
-    Ok(std::fs::metadata(&name)
-        .is_ok_and(|now| now.ino() == locked)
-        .then_some(lock))
+    let current = is_current(&lock, &name).map_err(failed("lock"))?;
+    Ok(current.then_some(lock))
 }
 
 #[cfg(test)]

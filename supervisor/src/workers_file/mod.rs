@@ -10,6 +10,8 @@ mod command;
 mod depends_on;
 mod dotenv;
 mod duration;
+#[cfg(feature = "cli")]
+pub(crate) mod edit;
 mod engine;
 mod environment;
 mod fault;
@@ -66,6 +68,10 @@ pub const FILE_NAME: &str = "iii.workers.yaml";
 
 /// The JSON Schema (draft 2020-12) of the format, for editors.
 pub const SCHEMA: &str = include_str!("../../schema/iii.workers.schema.json");
+
+/// Where the schema is found by editors: its `$id`.
+#[cfg(feature = "cli")]
+pub(crate) const SCHEMA_URL: &str = "https://raw.githubusercontent.com/iii-hq/iii-super/main/supervisor/schema/iii.workers.schema.json";
 
 /// Keys of the file itself; `x-…` may hold anything, for anchors.
 const KEYS: &[&str] = &["engine", "workers"];
@@ -128,6 +134,19 @@ impl WorkersFile {
         let reader = Reader {
             directory,
             lookup,
+            may_be_empty: false,
+            faults: Vec::new(),
+        };
+        Self::parse_with(text, path, reader)
+    }
+
+    /// Checks what is to become the text of `path`. It may have lost its last worker.
+    #[cfg(feature = "cli")]
+    pub(crate) fn parse_edited(text: &str, path: &Path) -> Result<Self, WorkersFileError> {
+        let reader = Reader {
+            directory: &directory_of(path)?,
+            lookup: &|name| std::env::var(name).ok(),
+            may_be_empty: true,
             faults: Vec::new(),
         };
         Self::parse_with(text, path, reader)
@@ -272,7 +291,7 @@ fn workers(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Vec<WorkerSpec> {
     let entries = reader
         .entries(setting, "a map of workers by name")
         .unwrap_or_default();
-    if entries.is_empty() && reader.faults.is_empty() {
+    if entries.is_empty() && reader.faults.is_empty() && !reader.may_be_empty {
         reader.fault(setting, "names no worker");
     }
     let mut taken = Vec::new();

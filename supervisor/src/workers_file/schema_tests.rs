@@ -54,6 +54,7 @@ fn keys_are_those_of_the_parser() {
 #[test]
 fn the_schema_is_one() {
     assert!(jsonschema::meta::is_valid(&schema()));
+    assert_eq!(schema()["$id"], super::SCHEMA_URL, "what a new file names");
     assert_eq!(
         schema()["$schema"],
         "https://json-schema.org/draft/2020-12/schema"
