@@ -1,10 +1,13 @@
 //! What this host can run, and why: the facts, a verdict on each, and the fix.
 
+mod boot;
 mod checks;
+mod limits;
 mod render;
 
 use serde::Serialize;
 
+pub use boot::{BootFailure, BootReport, Step, boot, render_boot};
 pub use render::render;
 
 /// What a fact means for workers.
@@ -82,6 +85,9 @@ pub struct Report {
     pub can_run: bool,
     /// In the order in which they matter.
     pub checks: Vec<Check>,
+    /// A VM that was booted, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootReport>,
 }
 
 impl Report {
@@ -92,6 +98,7 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             can_run: checks.iter().all(|c| c.verdict != Verdict::Failure),
             checks,
+            boot: None,
         }
     }
 }

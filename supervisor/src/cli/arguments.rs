@@ -10,6 +10,7 @@ use iii_proto::ids::WorkerName;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::doctor::DoctorArguments;
 use super::edit::{AddArguments, RemoveArguments};
 use crate::workers_file::{EngineKey, FILE_NAME};
 
@@ -207,16 +208,13 @@ Examples:
     Remove(RemoveArguments),
     /// Tell what this host can run, and why
     #[command(after_help = "\
-Exit codes: 0 a worker can run here, 1 it cannot.
+Exit codes: 0 a worker can run here, and did with --boot; 1 it cannot.
 
 Examples:
   iii-super doctor
+  iii-super doctor --boot              a boot, stage by stage
   iii-super doctor --json | jq '.checks[] | select(.verdict != \"ok\")'")]
-    Doctor {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Doctor(DoctorArguments),
     /// Show, fetch or locate what VMs boot from
     #[command(after_help = "\
 Examples:

@@ -9,6 +9,7 @@ mod arguments;
 mod config;
 mod contact;
 mod dev;
+mod doctor;
 mod edit;
 mod engine;
 mod events;
@@ -30,11 +31,10 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::doctor;
 use crate::workers_file::SCHEMA;
 
 use arguments::{Arguments, Command};
-use say::{print, say};
+use say::print;
 
 /// All is well.
 const OK: u8 = 0;
@@ -68,7 +68,7 @@ pub fn main() -> ExitCode {
         Command::Config(args) => config::run(&args),
         Command::Add(args) => edit::add(&args),
         Command::Remove(args) => edit::remove(&args),
-        Command::Doctor { json } => doctor(json, &arguments.colour),
+        Command::Doctor(args) => doctor::run(&args, &arguments.colour),
         Command::Reset(args) => reset::run(&args),
         Command::Firmware(args) => firmware::run(&args),
         Command::Schema => print(SCHEMA),
@@ -80,23 +80,6 @@ pub fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
-}
-
-fn doctor(json: bool, colour: &arguments::Colour) -> u8 {
-    let report = doctor::Report::collect();
-    let text = if json {
-        match serde_json::to_string_pretty(&report) {
-            Ok(text) => text + "\n",
-            Err(error) => {
-                say(format_args!("failed to write the report: {error}"));
-                return FAILED;
-            }
-        }
-    } else {
-        doctor::render(&report, colour.of_stdout())
-    };
-    let printed = print(&text);
-    if report.can_run { printed } else { FAILED }
 }
 
 /// Logs of our own, apart from a worker's output and from events.

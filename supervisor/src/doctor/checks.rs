@@ -8,11 +8,8 @@ use iii_vmm::helpers::{self, HelperPlaces};
 use iii_vmm::host::{Acceleration, HostFacts, virtualisation};
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::vmm::Vmm as _;
-use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::statvfs::statvfs;
 
-use super::Check;
-use crate::workers_file::format_size;
+use super::{Check, limits};
 
 /// Binaries that a worker's processes are started from.
 const HELPERS: [&str; 2] = ["iii-shim", "iii-vfs"];
@@ -44,36 +41,10 @@ pub(super) fn all() -> Vec<Check> {
     checks.push(usr_merge(|name| {
         fs::symlink_metadata(Path::new("/").join(name)).is_ok_and(|meta| meta.is_symlink())
     }));
-    checks.push(match getrlimit(Resource::RLIMIT_NOFILE) {
-        Ok((_, hard)) => open_files(hard),
-        Err(error) => Check::warning(
-            "open-files",
-            "open files",
-            format!("failed to read the limit: {error}"),
-            "run `ulimit -Hn` in your shell",
-        ),
-    });
-    let number = |path| {
-        fs::read_to_string(path)
-            .ok()
-            .and_then(|text| text.trim().parse::<u64>().ok())
-    };
-    checks.push(user_namespaces(
-        number("/proc/sys/user/max_user_namespaces"),
-        number("/proc/sys/kernel/unprivileged_userns_clone"),
-        number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
-        nix::unistd::geteuid().is_root(),
-    ));
-    checks.push(cgroups(
-        Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
-        Path::new("/sys/fs/cgroup").exists(),
-    ));
-    checks.push(memory(
-        &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
-    ));
     checks.push(mke2fs(crate::disks::mke2fs()));
+    checks.extend(limits::all());
     if let Ok(options) = &options {
-        checks.push(disk(options.home.path()));
+        checks.push(limits::disk(options.home.path()));
     }
     checks
 }
@@ -210,95 +181,6 @@ fn usr_merge(is_link: impl Fn(&str) -> bool) -> Check {
     }
 }
 
-/// Below this a guest that walks a large tree makes its file server run short.
-const FEW_FILES: u64 = 4096;
-
-fn open_files(hard: u64) -> Check {
-    let (id, title) = ("open-files", "open files");
-    if hard >= FEW_FILES {
-        return Check::ok(id, title, format!("up to {hard} per process"));
-    }
-    Check::warning(
-        id,
-        title,
-        format!("only {hard} per process: file operations of busy guests will be slow"),
-        format!("raise the hard limit (ulimit -Hn) to {FEW_FILES} or more"),
-    )
-}
-
-fn user_namespaces(
-    most: Option<u64>,
-    debian: Option<u64>,
-    apparmor: Option<u64>,
-    root: bool,
-) -> Check {
-    let (id, title) = ("namespaces", "user namespaces");
-    let fix = |what: &str| {
-        Check::warning(
-            id,
-            title,
-            format!("{what}: VM processes are confined by fewer layers"),
-            "nothing has to be done; to have them: allow unprivileged user namespaces",
-        )
-    };
-    match (most, debian, apparmor) {
-        (None, ..) => fix("this kernel has none"),
-        (Some(0), ..) => fix("switched off (user.max_user_namespaces = 0)"),
-        _ if root => Check::ok(id, title, "available"),
-        (_, Some(0), _) => fix("switched off (kernel.unprivileged_userns_clone = 0)"),
-        (_, _, Some(1..)) => {
-            fix("restricted by AppArmor (kernel.apparmor_restrict_unprivileged_userns)")
-        }
-        _ => Check::ok(id, title, "available to this user"),
-    }
-}
-
-fn cgroups(unified: bool, any: bool) -> Check {
-    let found = match (unified, any) {
-        (true, _) => "version 2",
-        (false, true) => "version 1",
-        (false, false) => "none",
-    };
-    // The limits of a workload are set by cgroups of the guest's own kernel.
-    Check::ok(
-        "cgroups",
-        "host cgroups",
-        format!("{found}; not needed, limits are kept by the guest's kernel"),
-    )
-}
-
-/// One small worker and what runs beside it.
-const LITTLE_MEMORY: u64 = 512 << 20;
-
-fn memory(meminfo: &str) -> Check {
-    let (id, title) = ("memory", "free memory");
-    let available = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|kib| kib.parse::<u64>().ok())
-        .map(|kib| kib.saturating_mul(1024));
-    match available {
-        Some(bytes) if bytes >= LITTLE_MEMORY => Check::ok(id, title, rough(bytes)),
-        Some(bytes) => Check::warning(
-            id,
-            title,
-            format!("only {}", rough(bytes)),
-            "a worker takes 256MiB unless its resources.memory says otherwise",
-        ),
-        None => Check::warning(
-            id,
-            title,
-            "unknown: /proc/meminfo could not be read",
-            "mount /proc",
-        ),
-    }
-}
-
-/// libkrunfw, its kernel and room to replace both.
-const LITTLE_DISK: u64 = 200 << 20;
-
-/// What makes the disks that outlive a VM.
 fn mke2fs(found: Option<PathBuf>) -> Check {
     let (id, title) = ("mke2fs", "mke2fs");
     match found {
@@ -309,54 +191,6 @@ fn mke2fs(found: Option<PathBuf>) -> Check {
             "not found: a worker cannot keep its root between runs",
             "install e2fsprogs (apt-get install e2fsprogs); other workers run without it",
         ),
-    }
-}
-
-fn disk(home: &Path) -> Check {
-    let (id, title) = ("disk", "cache");
-    // The cache may not have been made yet; then its nearest ancestor tells.
-    let mut existing = PathBuf::from(home);
-    while !existing.exists() && existing.pop() {}
-    let stat = match statvfs(&existing) {
-        Ok(stat) => stat,
-        Err(error) => {
-            return Check::failure(
-                id,
-                title,
-                format!("failed to look at {}: {error}", existing.display()),
-                Some(String::from("name another place with III_HOME")),
-            );
-        }
-    };
-    let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-    let found = format!("{} free for {}", rough(free), home.display());
-    let writable = nix::unistd::access(&existing, nix::unistd::AccessFlags::W_OK).is_ok();
-    if !writable {
-        return Check::failure(
-            id,
-            title,
-            format!("{} cannot be written by this user", existing.display()),
-            Some(String::from("name another place with III_HOME")),
-        );
-    }
-    if free < LITTLE_DISK {
-        return Check::warning(
-            id,
-            title,
-            found,
-            format!("the firmware needs {}", format_size(LITTLE_DISK)),
-        );
-    }
-    Check::ok(id, title, found)
-}
-
-/// A size for people: one digit behind the point.
-fn rough(bytes: u64) -> String {
-    let gib = bytes as f64 / f64::from(1u32 << 30);
-    if gib >= 1.0 {
-        format!("{gib:.1} GiB")
-    } else {
-        format!("{:.0} MiB", bytes as f64 / f64::from(1u32 << 20))
     }
 }
 
@@ -374,36 +208,5 @@ mod tests {
 
         assert_eq!(mke2fs(Some("/sbin/mke2fs".into())).verdict, Ok);
         assert_eq!(mke2fs(None).verdict, Warning);
-
-        assert_eq!(open_files(1 << 20).verdict, Ok);
-        assert_eq!(open_files(1024).verdict, Warning);
-
-        assert_eq!(user_namespaces(Some(100), None, None, false).verdict, Ok);
-        for (most, debian, apparmor, root, verdict) in [
-            (None, None, None, true, Warning),
-            (Some(0), None, None, true, Warning),
-            (Some(9), Some(0), None, false, Warning),
-            (Some(9), Some(0), None, true, Ok),
-            (Some(9), Some(1), Some(1), false, Warning),
-            (Some(9), Some(1), Some(0), false, Ok),
-        ] {
-            let check = user_namespaces(most, debian, apparmor, root);
-            assert_eq!(check.verdict, verdict, "{check:?}");
-        }
-
-        assert_eq!(
-            memory("MemTotal: 9 kB\nMemAvailable: 900000 kB\n").found,
-            "879 MiB"
-        );
-        assert_eq!(memory("MemAvailable: 1000 kB\n").verdict, Warning);
-        assert_eq!(memory("").verdict, Warning);
-    }
-
-    #[test]
-    fn the_cache_is_judged_by_its_nearest_ancestor() {
-        let dir = tempfile::tempdir().unwrap();
-        let check = disk(&dir.path().join("not/yet/there"));
-        assert!(check.found.contains("not/yet/there"), "{check:?}");
-        assert_ne!(check.verdict, Failure);
     }
 }

@@ -77,6 +77,7 @@ mod tests {
                 Check::warning("b", "memory", "only a little of it", "buy more"),
                 Check::failure("c", "qemu", "it is missing and ".repeat(4).trim(), None),
             ],
+            boot: None,
         };
         assert_eq!(
             render(&report, false),
