@@ -74,7 +74,10 @@ pub enum HomeError {
     )]
     Root,
     /// A relative path would mean another directory at each call.
-    #[error("failed to use {name} ({}): an absolute path is wanted", path.display())]
+    #[error(
+        "failed to use {name} ({}): an absolute path is wanted; set III_HOME to one",
+        path.display()
+    )]
     Relative {
         /// The variable.
         name: &'static str,

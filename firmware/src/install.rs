@@ -37,6 +37,9 @@ fn remedy(error: &io::Error) -> &'static str {
         io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
             "; set III_HOME to a directory that this user can write"
         }
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "; move away the file that stands in its path, or set III_HOME to another directory"
+        }
         _ => "",
     }
 }
