@@ -18,6 +18,8 @@ fn program() -> Command {
         "NO_COLOR",
         "III_HELPER_DIR",
         "III_LIBKRUNFW_PATH",
+        "III_URL",
+        "III_SUPER_COMPLETE",
     ] {
         command.env_remove(name);
     }
@@ -61,6 +63,9 @@ fn help_and_completions_are_there() {
         &["completions", "bash"],
         &["completions", "zsh"],
         &["completions", "fish"],
+        &["add", "--help"],
+        &["remove", "--help"],
+        &["man", "--help"],
     ] {
         let (code, stdout, stderr) = run(program().args(args));
         assert_eq!(code, 0, "{args:?} {stderr}");
@@ -170,4 +175,91 @@ fn a_reader_that_leaves_is_no_failure() {
         .unwrap();
     assert!(child.wait().unwrap().success(), "{stderr}");
     assert_eq!(stderr, "");
+}
+
+#[test]
+fn there_is_a_manual_page_for_each_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("man/man1");
+    let (code, said, stderr) = run(program().args(["man", "--out"]).arg(&out));
+    assert_eq!((code, &*stderr), (0, ""));
+    let mut names: Vec<String> = std::fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert!(
+        said.starts_with(&format!("{} pages", names.len())),
+        "{said}"
+    );
+    let (_, help, _) = run(program().arg("--help"));
+    let commands = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty())
+        // Continued lines are indented deeper.
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .filter(|command| *command != "help");
+    let mut expected: Vec<String> = commands.map(|c| format!("iii-super-{c}.1")).collect();
+    expected.push("iii-super.1".into());
+    expected.sort();
+    assert_eq!(names, expected);
+    for name in &names {
+        let text = std::fs::read_to_string(out.join(name)).unwrap();
+        let title = name.trim_end_matches(".1");
+        assert!(text.contains(&format!(".TH {title} 1")), "{text}");
+        assert!(text.contains(".SH SYNOPSIS"), "{name}");
+    }
+    let (code, page, _) = run(program().args(["man", "remove"]));
+    assert_eq!(code, 0);
+    assert_eq!(
+        page,
+        std::fs::read_to_string(out.join("iii-super-remove.1")).unwrap()
+    );
+    let (code, _, stderr) = run(program().args(["man", "rm"]));
+    assert_eq!(code, 2);
+    assert!(stderr.contains("remove"), "{stderr}");
+    let (code, _, stderr) = run(program().args(["man", "--out", "/dev/null/x"]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("--out"), "{stderr}");
+}
+
+#[test]
+fn a_shell_that_asks_gets_the_names_of_workers_and_options() {
+    let dir = directory(SOUND);
+    let other = dir.path().join("other.yaml");
+    std::fs::write(&other, "workers: {job: {command: x}}").unwrap();
+    let complete = |line: &[&str]| {
+        let mut command = program();
+        command
+            .args(["--", "iii-super"])
+            .args(line)
+            .current_dir(&dir)
+            .env("III_SUPER_COMPLETE", "bash")
+            .env("_CLAP_IFS", "\n")
+            .env("_CLAP_COMPLETE_INDEX", line.len().to_string());
+        let (code, stdout, stderr) = run(&mut command);
+        assert_eq!((code, &*stderr), (0, ""));
+        let mut words: Vec<String> = stdout.lines().map(str::to_owned).collect();
+        words.retain(|word| !word.starts_with('-'));
+        words
+    };
+    assert_eq!(complete(&["run", ""]), ["web", "api"]);
+    assert_eq!(complete(&["remove", "w"]), ["web"]);
+    assert_eq!(complete(&["config", "-f", "other.yaml", ""]), ["job"]);
+    assert_eq!(complete(&["add", "x", "--depends-on", "a"]), ["api"]);
+    assert!(complete(&["doc"]).contains(&"doctor".to_owned()));
+    // A file that cannot be read offers nothing, and says nothing in the middle of a line.
+    assert_eq!(
+        complete(&["run", "-f", "none.yaml", ""]),
+        Vec::<String>::new()
+    );
+    let (code, script, _) = run(program().env("III_SUPER_COMPLETE", "bash"));
+    assert_eq!(code, 0);
+    assert!(
+        script.contains("complete") && script.contains("iii-super"),
+        "{script}"
+    );
 }

@@ -10,8 +10,10 @@ use iii_proto::ids::WorkerName;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::complete;
 use super::doctor::DoctorArguments;
 use super::edit::{AddArguments, RemoveArguments};
+use super::man::ManArguments;
 use crate::workers_file::{EngineKey, FILE_NAME};
 
 mod running;
@@ -244,11 +246,21 @@ Example, for an editor with a YAML language server:
     /// Print a script that completes iii-super's arguments in a shell
     #[command(after_help = "\
 Example:
-  iii-super completions bash > ~/.local/share/bash-completion/completions/iii-super")]
+  iii-super completions bash > ~/.local/share/bash-completion/completions/iii-super
+
+To complete the names of workers too, let the shell ask iii-super itself. In ~/.bashrc (or ~/.zshrc
+with zsh in place of bash):
+  source <(III_SUPER_COMPLETE=bash iii-super)")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print or write manual pages
+    #[command(after_help = "\
+Examples:
+  iii-super man run | man -l -
+  iii-super man --out ~/.local/share/man/man1")]
+    Man(ManArguments),
 }
 
 #[derive(Debug, Args)]
@@ -317,7 +329,7 @@ pub(super) struct FileArguments {
     #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
     pub(super) file: PathBuf,
     /// Only these workers
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::workers())]
     pub(super) names: Vec<String>,
     /// Print JSON
     #[arg(long)]

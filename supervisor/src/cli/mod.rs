@@ -6,6 +6,7 @@
 //! started yet.
 
 mod arguments;
+mod complete;
 mod config;
 mod contact;
 mod dev;
@@ -16,6 +17,7 @@ mod events;
 mod exec;
 mod firmware;
 mod keys;
+mod man;
 mod progress;
 mod project;
 mod ps;
@@ -29,7 +31,7 @@ mod workers;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 
 use crate::workers_file::SCHEMA;
 
@@ -54,6 +56,7 @@ const LOG_VARIABLE: &str = "III_LOG";
 
 /// Runs the program on this process's arguments.
 pub fn main() -> ExitCode {
+    complete::answer();
     let arguments = Arguments::parse();
     log_to_stderr();
     let code = match arguments.command {
@@ -72,12 +75,8 @@ pub fn main() -> ExitCode {
         Command::Reset(args) => reset::run(&args),
         Command::Firmware(args) => firmware::run(&args),
         Command::Schema => print(SCHEMA),
-        Command::Completions { shell } => {
-            let mut command = Arguments::command();
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut command, "iii-super", &mut script);
-            print(&String::from_utf8_lossy(&script))
-        }
+        Command::Completions { shell } => complete::script(shell),
+        Command::Man(args) => man::run(&args),
     };
     ExitCode::from(code)
 }

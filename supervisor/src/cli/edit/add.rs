@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use iii_proto::ids::WorkerName;
 
+use super::super::complete;
 use super::{EditArguments, Refusal, edit, faults, is_about, tell};
 use crate::workers_file::edit::{self as text, Draft, EditError, Original};
 use crate::workers_file::{SCHEMA_URL, WorkersFile, WorkersFileError};
@@ -60,7 +61,7 @@ pub(in crate::cli) struct AddArguments {
     #[arg(long, value_name = "PROBE")]
     health: Option<String>,
     /// A worker that must be ready first, or NAME:started, NAME:done; may be repeated
-    #[arg(long, value_name = "NAME[:CONDITION]")]
+    #[arg(long, value_name = "NAME[:CONDITION]", add = complete::workers())]
     depends_on: Vec<String>,
     /// What it may reach: public, engine or none
     #[arg(long, value_name = "MODE")]

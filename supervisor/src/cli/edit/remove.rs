@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 
+use super::super::complete;
 use super::{EditArguments, Refusal, edit, faults, tell};
 use crate::workers_file::edit::{self as text, EditError, Original};
 use crate::workers_file::{Fault, WorkersFile, WorkersFileError, did_you_mean};
@@ -11,7 +12,7 @@ use crate::workers_file::{Fault, WorkersFile, WorkersFileError, did_you_mean};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RemoveArguments {
     /// The workers
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required = true, add = complete::workers())]
     names: Vec<String>,
     #[command(flatten)]
     edit: EditArguments,
