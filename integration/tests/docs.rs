@@ -1,5 +1,6 @@
-//! What the documents name is there: files that they link to, commands and flags that they show,
-//! tests that the specification promises.
+//! What the documents name is there: files that they link to, tests that the specification promises;
+//! and what they mark as runnable runs. That each command line can be read is a test of the program's
+//! own.
 
 // In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
@@ -55,56 +56,68 @@ fn links_lead_somewhere() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-fn help(words: &[&str]) -> Option<String> {
-    let output = Command::new(binaries().join("iii-super"))
-        .args(words)
-        .arg("--help")
-        .output()
-        .unwrap();
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8(output.stdout).unwrap())
+/// A block of a document that is to be tried, and what stands in its mark.
+struct Marked<'t> {
+    setup: &'t str,
+    text: String,
 }
 
-/// The `iii-super …` command lines in code spans and code blocks.
-fn commands(text: &str) -> Vec<Vec<&str>> {
-    text.split(['`', '\n'])
-        .map(|piece| piece.trim().trim_start_matches("$ "))
-        .filter(|piece| piece.starts_with("iii-super "))
-        .map(|piece| {
-            let end = piece.find(['#', ';', '|', ',']).unwrap_or(piece.len());
-            piece[..end].split_whitespace().skip(1).collect()
-        })
-        .collect()
+/// `<!-- run -->` or `<!-- run: SETUP -->` before a code block says that it is run as it stands, in a
+/// directory of its document's own; SETUP is what a reader has done before. `<!-- file: NAME -->`
+/// says that a block is that file there.
+fn marked<'t>(text: &'t str, mark: &str) -> Vec<Marked<'t>> {
+    let mut found = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        let Some(rest) = line
+            .strip_prefix("<!-- ")
+            .and_then(|rest| rest.strip_suffix(" -->"))
+            .and_then(|rest| rest.strip_prefix(mark))
+        else {
+            continue;
+        };
+        let open = lines.by_ref().find(|line| !line.is_empty()).unwrap();
+        assert!(open.starts_with("```"), "a block follows {line}");
+        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+        found.push(Marked {
+            setup: rest.trim_start_matches(": "),
+            text: block.join("\n") + "\n",
+        });
+    }
+    found
 }
 
 #[test]
-fn commands_and_flags_exist() {
-    let general = help(&[]).unwrap();
-    let mut faults = Vec::new();
-    for (path, text) in documents() {
-        for words in commands(&text) {
-            let Some(command) = words.first().filter(|word| !word.starts_with('-')) else {
-                continue;
-            };
-            // Prose such as "iii-super is …" is no command line.
-            if !command.chars().all(|c| c.is_ascii_lowercase()) || words.len() > 6 {
-                continue;
-            }
-            let Some(its_help) = help(&[command]) else {
-                faults.push(format!("{}: iii-super {}", path.display(), words.join(" ")));
-                continue;
-            };
-            for flag in words.iter().filter(|word| word.starts_with('-')) {
-                let flag = flag.split('=').next().unwrap();
-                if !its_help.contains(flag) && !general.contains(flag) {
-                    faults.push(format!("{}: iii-super {command} {flag}", path.display()));
-                }
-            }
+fn blocks_that_are_marked_run() {
+    let mut ran = 0;
+    let path = format!("{}:{}", binaries().display(), std::env::var("PATH").unwrap());
+    for (document, text) in documents() {
+        let directory = tempfile::tempdir().unwrap();
+        for file in marked(&text, "file") {
+            fs::write(directory.path().join(file.setup), file.text).unwrap();
+        }
+        for block in marked(&text, "run") {
+            ran += 1;
+            let script = format!("set -euo pipefail\n{}\n{}", block.setup, block.text);
+            let output = Command::new("bash")
+                .args(["-c", &script])
+                .current_dir(directory.path())
+                .env("PATH", &path)
+                .env_remove("III_LOG")
+                .env_remove("III_URL")
+                .output()
+                .unwrap();
+            assert!(
+                output.status.success(),
+                "{}: {}\n{}\n{}",
+                document.display(),
+                block.text,
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            );
         }
     }
-    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(ran >= 4, "the documents mark what can be run: {ran}");
 }
 
 #[test]

@@ -136,7 +136,7 @@ fn every_option_arrives_where_the_file_has_it() {
     fs::write(project.directory().join("s.env"), "TOKEN=x\n").unwrap();
     let words = "add api --command node --cwd /srv --env A=1 --env B=${LEVEL}-${LEVEL:-x} \
         --env-file s.env --port 8080:80 -p 9000 --mount ./data:/data:ro --cpus 2 --memory 300MiB \
-        --pids 100 --open-files 1024 --disk 64MiB --restart always --health http:80/health \
+        --pids 100 --open-files 1024 --disk 64MiB --persist 1GiB --restart always --health http:80/health \
         --depends-on stock:started --depends-on web --network engine --allow 10.0.0.0/8:5432 \
         --host-port 5432 --user 1000:100 --stop-grace 3s";
     let words: Vec<&str> = words.split_whitespace().collect();
@@ -149,6 +149,7 @@ fn every_option_arrives_where_the_file_has_it() {
         added,
         "
   api:
+    root: {persist: 1GiB}
     command: node
     cwd: /srv
     env:

@@ -17,9 +17,9 @@ use url::{Host, Url};
 #[derive(Clone, PartialEq, Eq)]
 pub struct EngineAddress {
     /// As the guest must write it.
-    guest: Url,
-    /// As it was given.
-    host: Url,
+    guest: String,
+    /// As it was given, without what may be secret.
+    shown: String,
     reach: Reach,
 }
 
@@ -88,9 +88,16 @@ impl FromStr for EngineAddress {
         guest
             .set_host(Some(&name))
             .map_err(|error| fail(&error.to_string()))?;
+        let mut shown = url;
+        shown.set_query(None);
+        // Both fail only for a URL without a host, and this one has one.
+        shown
+            .set_username("")
+            .and_then(|()| shown.set_password(None))
+            .map_err(|()| fail("it names no host"))?;
         Ok(Self {
-            guest,
-            host: url,
+            guest: written(&guest),
+            shown: written(&shown),
             reach,
         })
     }
@@ -133,7 +140,7 @@ fn at_name(name: &str, port: u16) -> Option<(Reach, String)> {
 impl EngineAddress {
     /// The URL as a guest must write it, its password included.
     pub fn in_guest(&self) -> String {
-        written(&self.guest)
+        self.guest.clone()
     }
 
     /// Opens the way to it, and no other.
@@ -159,16 +166,7 @@ fn written(url: &Url) -> String {
 /// For people: without user, password and query, which may hold secrets.
 impl fmt::Display for EngineAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = self.host.clone();
-        shown.set_query(None);
-        // Both fail only for a URL without a host, and this one has one.
-        let cleared = shown
-            .set_username("")
-            .and_then(|()| shown.set_password(None));
-        match cleared {
-            Ok(()) => f.write_str(&written(&shown)),
-            Err(()) => f.write_str(shown.scheme()),
-        }
+        f.write_str(&self.shown)
     }
 }
 

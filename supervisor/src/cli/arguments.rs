@@ -196,7 +196,7 @@ Examples:
   iii-super add api --path ./api --command 'node server.js' --port 8080:3000 --health http:3000/health
   iii-super add job --restart never --depends-on api -e 'LEVEL=${LEVEL:-info}' -- ./job --once
   iii-super add api --replace --memory 512MiB --command 'node server.js' --dry-run")]
-    Add(AddArguments),
+    Add(Box<AddArguments>),
     /// Remove workers from the workers file
     #[command(after_help = "\
 Everything else in the file stays as it is. A comment directly above a worker goes with it, but not
@@ -339,7 +339,7 @@ pub(super) struct FileArguments {
 #[derive(Debug, Args)]
 pub(super) struct ResetArguments {
     /// The workers
-    #[arg(value_name = "NAME", required = true)]
+    #[arg(value_name = "NAME", required = true, add = complete::workers())]
     pub(super) names: Vec<WorkerName>,
     /// The workers file, which names the project
     #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]

@@ -77,7 +77,8 @@ fn pages() -> Vec<(String, String)> {
 fn page(command: &clap::Command) -> (String, String) {
     // The name with the program's before it, and a dash between: how man pages are called.
     let name = command.get_display_name().unwrap_or(command.get_name());
-    let man = Man::new(command.clone()).title(name);
+    let source = concat!("iii-super ", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command.clone()).title(name).source(source);
     let mut text = Vec::new();
     // Memory takes what is written to it.
     man.render(&mut text).expect("a page is written to memory");

@@ -29,6 +29,9 @@ mod signals;
 mod since;
 mod workers;
 
+#[cfg(test)]
+mod docs_tests;
+
 use std::process::ExitCode;
 
 use clap::Parser as _;

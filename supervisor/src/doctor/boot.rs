@@ -417,9 +417,10 @@ A VM boots, runs a workload and powers off.
                 console_tail: "one\ntwo\n".into(),
             };
             timeline.event(&event(60_000, kind));
-            let mut report = BootReport::default();
-            report.failure = timeline.failure;
-            render_boot(&report)
+            render_boot(&BootReport {
+                failure: timeline.failure,
+                ..BootReport::default()
+            })
         };
         let text = crash("kvm", None);
         assert!(text.contains("console:\n    one\n    two\n"), "{text}");

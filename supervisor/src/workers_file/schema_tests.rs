@@ -141,3 +141,49 @@ fn the_schema_refuses_what_the_parser_refuses() {
         assert!(parsed.is_err(), "{text}");
     }
 }
+
+/// The keys of every object that the schema describes.
+fn described(schema: &Json, found: &mut BTreeSet<BTreeSet<String>>) {
+    if let Some(properties) = schema.get("properties").and_then(Json::as_object) {
+        found.insert(properties.keys().cloned().collect());
+    }
+    match schema {
+        Json::Object(object) => object.values().for_each(|value| described(value, found)),
+        Json::Array(items) => items.iter().for_each(|item| described(item, found)),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => {}
+    }
+}
+
+/// The first columns of the document's tables of keys.
+fn documented(text: &str) -> BTreeSet<BTreeSet<String>> {
+    let mut tables = BTreeSet::new();
+    let mut lines = text.lines();
+    while lines.any(|line| line.starts_with("| key |")) {
+        let rows = lines
+            .by_ref()
+            .skip(1)
+            .take_while(|line| line.starts_with('|'));
+        tables.insert(
+            rows.map(|row| {
+                let key = row.split('|').nth(1).unwrap().trim();
+                key.trim_matches('`').to_owned()
+            })
+            .collect(),
+        );
+    }
+    tables
+}
+
+#[test]
+fn the_reference_has_a_table_of_the_keys_of_every_map_and_no_other() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/workers-file.md");
+    let tables = documented(&std::fs::read_to_string(file).unwrap());
+    let mut maps = BTreeSet::new();
+    described(&schema(), &mut maps);
+    let missing: Vec<_> = maps.difference(&tables).collect();
+    let surplus: Vec<_> = tables.difference(&maps).collect();
+    assert!(
+        missing.is_empty() && surplus.is_empty(),
+        "docs/workers-file.md lacks tables of the keys {missing:?}, and the schema lacks {surplus:?}"
+    );
+}

@@ -54,6 +54,9 @@ pub(in crate::cli) struct AddArguments {
     /// Size of the writable layer, held in the VM's memory
     #[arg(long, value_name = "SIZE")]
     disk: Option<String>,
+    /// Keep changes to the root on a disk of this size, as 2GiB
+    #[arg(long, value_name = "SIZE")]
+    persist: Option<String>,
     /// When the workload is started again: always, on-failure or never
     #[arg(long, value_name = "MODE")]
     restart: Option<String>,

@@ -284,7 +284,7 @@ pub(super) fn indent_of(text: &str, entry: &EntryPlace) -> Result<usize, EditErr
 
 /// How much deeper the file writes what is below an entry of `map`.
 fn step(text: &str, map: &MapPlace, indent: usize) -> usize {
-    let steps = map.entries.iter().filter_map(|entry| {
+    let mut steps = map.entries.iter().filter_map(|entry| {
         let Kind::Map(MapPlace {
             style: MapStyle::Block,
             entries,
@@ -296,7 +296,7 @@ fn step(text: &str, map: &MapPlace, indent: usize) -> usize {
         deeper.checked_sub(indent).filter(|step| *step > 0)
     });
     // The last one is the nearest to what is written.
-    steps.last().unwrap_or(STEP)
+    steps.next_back().unwrap_or(STEP)
 }
 
 /// As the keys that are there are written.
