@@ -7,8 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use iii_proto::guest::{AtRest, HealthCheck, Probe};
 pub use engine::{EngineAddress, EngineAddressError};
+pub use iii_proto::guest::{AtRest, HealthCheck, Probe};
 use iii_proto::ids::WorkerName;
 
 pub use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};

@@ -90,7 +90,11 @@ fn marked<'t>(text: &'t str, mark: &str) -> Vec<Marked<'t>> {
 #[test]
 fn blocks_that_are_marked_run() {
     let mut ran = 0;
-    let path = format!("{}:{}", binaries().display(), std::env::var("PATH").unwrap());
+    let path = format!(
+        "{}:{}",
+        binaries().display(),
+        std::env::var("PATH").unwrap()
+    );
     for (document, text) in documents() {
         let directory = tempfile::tempdir().unwrap();
         for file in marked(&text, "file") {

@@ -302,6 +302,10 @@ pub(super) struct DevArguments {
     /// The worker's name, instead of the directory's
     #[arg(long)]
     pub(super) name: Option<WorkerName>,
+    /// Where it finds the iii engine, as ws://localhost:49134; none: nowhere. Default: III_URL, else
+    /// none
+    #[arg(long, value_name = "URL")]
+    pub(super) engine: Option<EngineKey>,
     /// Leave restarts to the project: only tell those who watch files in the guest of saves
     #[arg(long)]
     pub(super) no_restart: bool,

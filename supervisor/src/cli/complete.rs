@@ -35,7 +35,7 @@ pub(super) fn script(shell: clap_complete::Shell) -> u8 {
 }
 
 /// Names of the workers in the file that the command line names.
-pub(super) fn workers() -> ArgValueCandidates {
+pub(crate) fn workers() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let file = file(std::env::args_os());
         // Without a file that can be read there is nothing to offer.

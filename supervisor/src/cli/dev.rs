@@ -16,13 +16,13 @@ use super::project;
 use super::run::Printer;
 use super::say::{print, say};
 use super::signals::Signals;
-use super::{FAILED, KILLED, OK, REFUSED};
+use super::{FAILED, KILLED, OK, REFUSED, engine};
 use crate::dev::project::read_small;
 use crate::dev::session::{DevError, Options, Plan, Request, Session};
 use crate::dev::worker::Additions;
 use crate::output::printer::Format;
 use crate::output::screen::Screen;
-use crate::workers_file::parts;
+use crate::workers_file::{EngineKey, parts};
 use crate::{Shutdown, Supervisor, VmmChoice};
 
 /// Most bytes of a file of variables.
@@ -69,9 +69,11 @@ pub(super) fn run(args: &DevArguments, colour: &Colour) -> u8 {
 }
 
 fn options(args: &DevArguments) -> Result<Options, String> {
+    let engine = engine::choose(args.engine.as_ref(), &EngineKey::Absent)?;
     let mut additions = Additions {
         ports: args.port.clone(),
         name: args.name.clone(),
+        engine: engine.address().cloned(),
         ..Additions::default()
     };
     for file in &args.env_file {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use iii_actors::spec::{
-    AtRest, DiskMountSpec, DiskSpec, MountSpec, PublishSpec, Resources, WorkerSpec,
+    AtRest, DiskMountSpec, DiskSpec, EngineAddress, MountSpec, PublishSpec, Resources, WorkerSpec,
 };
 use iii_proto::ids::{WorkerName, WorkerNameError};
 use sha2::{Digest, Sha256};
@@ -38,6 +38,7 @@ pub(crate) struct Additions {
     pub(crate) secret: BTreeSet<String>,
     pub(crate) ports: Vec<PublishSpec>,
     pub(crate) name: Option<WorkerName>,
+    pub(crate) engine: Option<EngineAddress>,
 }
 
 /// Why a project cannot become a worker.
@@ -104,6 +105,7 @@ pub(crate) fn spec(project: &Project, additions: &Additions) -> Result<WorkerSpe
     spec.secret_env = additions.secret.clone();
     spec.secret_env
         .extend(project.settings.secret.iter().cloned());
+    spec.engine = additions.engine.clone();
     spec.ports = project.settings.ports.clone();
     spec.ports.extend(&additions.ports);
     if cached {
@@ -376,8 +378,10 @@ mod tests {
             secret: BTreeSet::from([String::from("A")]),
             ports: vec![PublishSpec::loopback(1, 2)],
             name: Some(WorkerName::new("other").unwrap()),
+            engine: Some("ws://localhost:49134".parse().unwrap()),
         };
         let spec = spec(&project, &additions).unwrap();
+        assert_eq!(spec.engine, additions.engine);
         let values = |name: &str| {
             let all = spec.env.iter().filter(|(known, _)| known == name);
             all.map(|(_, value)| value.clone()).collect::<Vec<_>>()

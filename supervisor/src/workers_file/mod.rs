@@ -90,6 +90,15 @@ pub struct WorkersFile {
     pub workers: Vec<WorkerSpec>,
 }
 
+/// What it is if a file names no worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NoWorkers {
+    Fault,
+    /// One that has lost its last worker takes the next one.
+    #[cfg(feature = "cli")]
+    Sound,
+}
+
 /// A name was asked for that the file does not have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("failed to select worker {name:?}: {} has none of that name{}", path.display(), hint(meant, known))]
@@ -134,10 +143,9 @@ impl WorkersFile {
         let reader = Reader {
             directory,
             lookup,
-            may_be_empty: false,
             faults: Vec::new(),
         };
-        Self::parse_with(text, path, reader)
+        Self::parse_with(text, path, reader, NoWorkers::Fault)
     }
 
     /// Checks what is to become the text of `path`. It may have lost its last worker.
@@ -146,19 +154,19 @@ impl WorkersFile {
         let reader = Reader {
             directory: &directory_of(path)?,
             lookup: &|name| std::env::var(name).ok(),
-            may_be_empty: true,
             faults: Vec::new(),
         };
-        Self::parse_with(text, path, reader)
+        Self::parse_with(text, path, reader, NoWorkers::Sound)
     }
 
     fn parse_with(
         text: &str,
         path: &Path,
         mut reader: Reader<'_>,
+        none: NoWorkers,
     ) -> Result<Self, WorkersFileError> {
         let (engine, workers) = match node::parse(text) {
-            Ok(Some(root)) => top(&mut reader, &root),
+            Ok(Some(root)) => top(&mut reader, &root, none),
             Ok(None) => {
                 reader.faults.push(Fault {
                     at: None,
@@ -264,7 +272,7 @@ fn directory_of(path: &Path) -> Result<PathBuf, WorkersFileError> {
 }
 
 /// The file as a whole.
-fn top(reader: &mut Reader<'_>, root: &Node) -> (EngineKey, Vec<WorkerSpec>) {
+fn top(reader: &mut Reader<'_>, root: &Node, none: NoWorkers) -> (EngineKey, Vec<WorkerSpec>) {
     let top = Setting {
         path: String::new(),
         node: root,
@@ -280,18 +288,18 @@ fn top(reader: &mut Reader<'_>, root: &Node) -> (EngineKey, Vec<WorkerSpec>) {
         }
         return (engine, Vec::new());
     };
-    let mut workers = workers(reader, &setting);
+    let mut workers = workers(reader, &setting, none);
     for worker in &mut workers {
         worker.engine = engine.address().cloned();
     }
     (engine, workers)
 }
 
-fn workers(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Vec<WorkerSpec> {
+fn workers(reader: &mut Reader<'_>, setting: &Setting<'_>, none: NoWorkers) -> Vec<WorkerSpec> {
     let entries = reader
         .entries(setting, "a map of workers by name")
         .unwrap_or_default();
-    if entries.is_empty() && reader.faults.is_empty() && !reader.may_be_empty {
+    if entries.is_empty() && reader.faults.is_empty() && none == NoWorkers::Fault {
         reader.fault(setting, "names no worker");
     }
     let mut taken = Vec::new();

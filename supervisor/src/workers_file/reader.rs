@@ -15,8 +15,6 @@ pub(crate) struct Reader<'a> {
     pub(crate) directory: &'a Path,
     /// The host's environment.
     pub(crate) lookup: &'a dyn Fn(&str) -> Option<String>,
-    /// Whether a file without workers is sound.
-    pub(crate) may_be_empty: bool,
     pub(crate) faults: Vec<Fault>,
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use iii_proto::ids::WorkerName;
 
+use crate::cli::complete;
 use crate::cli::since::PointInTime;
 use crate::control::protocol::RestartScope;
 use crate::workers_file::{FILE_NAME, parse_duration};
@@ -29,7 +30,7 @@ pub(crate) struct EventsArguments {
     #[arg(long, value_name = "FILE", default_value = FILE_NAME)]
     pub(crate) file: PathBuf,
     /// Only of these workers
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::workers())]
     pub(crate) names: Vec<WorkerName>,
     /// Go on with what comes, until the supervisor's end
     #[arg(short, long)]
@@ -48,7 +49,7 @@ pub(crate) struct StartArguments {
     #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
     pub(crate) file: PathBuf,
     /// These workers, and those that they wait for; none: all
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::workers())]
     pub(crate) names: Vec<WorkerName>,
     /// Return once each is ready, or has ended
     #[arg(short, long)]
@@ -67,7 +68,7 @@ pub(crate) struct StopArguments {
     #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
     pub(crate) file: PathBuf,
     /// These workers; none: all, and the supervisor
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::workers())]
     pub(crate) names: Vec<WorkerName>,
     /// Kill what still runs after this time, as 30s or 0; else each worker has its stop_grace
     #[arg(short, long, value_name = "TIME", value_parser = parse_duration)]
@@ -83,7 +84,7 @@ pub(crate) struct RestartArguments {
     #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
     pub(crate) file: PathBuf,
     /// These workers; none: all
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::workers())]
     pub(crate) names: Vec<WorkerName>,
     /// How much of each
     #[arg(short, long, value_enum, default_value_t = Scope::All)]
@@ -143,7 +144,7 @@ pub(crate) struct ExecArguments {
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
     /// In this worker's guest
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = complete::workers())]
     pub(crate) name: WorkerName,
     /// The program, found in the guest's PATH, and its arguments
     #[arg(
