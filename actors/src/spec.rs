@@ -57,6 +57,8 @@ pub struct WorkerSpec {
     pub health: Option<HealthCheck>,
     /// Workers that must have come so far before this one is started.
     pub depends_on: Vec<Dependency>,
+    /// How much of its output is kept, where output is kept.
+    pub logs: LogSpec,
     /// Time between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
     /// Time from the VMM's start in which the guest must say `Hello`.
@@ -91,6 +93,7 @@ impl WorkerSpec {
             supervisor_restart: default_supervisor_restart(),
             health: None,
             depends_on: Vec::new(),
+            logs: LogSpec::default(),
             stop_grace: Duration::from_secs(10),
             boot_deadline: Duration::from_secs(60),
             heartbeat_timeout: Duration::from_secs(30),
@@ -202,6 +205,24 @@ pub enum UserSpec {
         /// Group id.
         gid: u32,
     },
+}
+
+/// How much of a worker's output is kept: at most `max_size` × `max_files` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSpec {
+    /// A file of this many bytes is followed by a new one.
+    pub max_size: u64,
+    /// The oldest is removed when there would be more.
+    pub max_files: u32,
+}
+
+impl Default for LogSpec {
+    fn default() -> Self {
+        Self {
+            max_size: 10 << 20,
+            max_files: 5,
+        }
+    }
 }
 
 /// What a worker may use.

@@ -2,6 +2,7 @@
 //! `iii-super`.
 //!
 //! * [`Supervisor`]: runs workers and keeps them running, for any program to embed;
+//! * [`log_store`]: the output that is kept, and its readers;
 //! * [`workers_file`]: `iii.workers.yaml`, checked whole, every fault with its place;
 //! * behind the feature `cli`: [`cli`], the program's commands, with [`output`], what `run` prints,
 //!   [`control`], how they speak to a running supervisor, and [`doctor`], what this host can run and
@@ -23,6 +24,7 @@ mod dev;
 mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;
+pub mod log_store;
 mod order;
 #[cfg(feature = "cli")]
 pub mod output;
@@ -34,8 +36,9 @@ mod worker;
 pub mod workers_file;
 
 pub use disks::{DiskError, DiskUse};
-pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine};
+pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine, LogSource};
 pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession};
+pub use iii_actors::logs::LogReader;
 pub use iii_actors::spec::{self, WorkerSpec};
 pub use iii_actors::{
     AddError, Fault, InjectError, Outcome, Outcomes, RequestError, Scope, SystemError, WorkerState,

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iii_actors::event::{EventBus, EventKind, LogLine};
+use iii_actors::event::{EventBus, EventKind};
 use iii_actors::exec::{ExecError, ExecRequest, ExecSession};
-use iii_actors::logs::LogBus;
+use iii_actors::logs::{LogBus, LogReader};
 use iii_actors::memory::Keeper;
 use iii_actors::plan::Environment;
 use iii_actors::spec::WorkerSpec;
@@ -23,9 +23,9 @@ use iii_vmm::process::{SpawnError, Spawner};
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::tsc;
 use iii_vmm::vmm::{Vmm, VmmError, VmmInfo};
-use tokio::sync::mpsc;
 
 use crate::disks::{DiskError, DiskStore, DiskUse};
+use crate::log_store::{self, LogStore, StoredLogs};
 use crate::prepare::{Preparation, PrepareError, PreparedWorker};
 use crate::state::{FileKeeper, StateDirectory, StateError};
 use crate::streams::EventStream;
@@ -86,6 +86,9 @@ pub enum StartError {
     /// The thread that keeps the state cannot be started.
     #[error("failed to start the thread that keeps the state: {0}")]
     Keeper(std::io::Error),
+    /// The thread that stores the output cannot be started.
+    #[error("failed to start the thread that stores the output: {0}")]
+    LogStore(std::io::Error),
     /// The runtime that this was called from is shutting down.
     #[error("failed to start the supervisor: the runtime is shutting down")]
     Runtime,
@@ -101,6 +104,7 @@ pub struct SupervisorBuilder {
     progress: Arc<dyn Progress>,
     state_dir: Option<PathBuf>,
     forget: bool,
+    store_logs: bool,
 }
 
 impl std::fmt::Debug for SupervisorBuilder {
@@ -111,6 +115,7 @@ impl std::fmt::Debug for SupervisorBuilder {
             .field("firmware", &self.firmware)
             .field("state_dir", &self.state_dir)
             .field("forget", &self.forget)
+            .field("store_logs", &self.store_logs)
             .finish_non_exhaustive()
     }
 }
@@ -154,6 +159,14 @@ impl SupervisorBuilder {
         self
     }
 
+    /// Whether the output of the workloads is kept in the state directory, where
+    /// [`Supervisor::stored_logs`] reads it; it is, if there is one, unless told otherwise. How much
+    /// of it is each worker's own matter ([`WorkerSpec::logs`]).
+    pub fn store_logs(mut self, store: bool) -> Self {
+        self.store_logs = store;
+        self
+    }
+
     /// Checks the host, fetches what is missing, and starts a supervisor without workers.
     ///
     /// # Errors
@@ -161,6 +174,7 @@ impl SupervisorBuilder {
     pub async fn start(self) -> Result<Supervisor, StartError> {
         tsc::start();
         let (state_dir, forget) = (self.state_dir.clone(), self.forget);
+        let store_logs = self.store_logs;
         let host = tokio::task::spawn_blocking(move || Host::look(self))
             .await
             .map_err(|_| StartError::Runtime)??;
@@ -173,6 +187,14 @@ impl SupervisorBuilder {
             .map(|state| state.keeper(bus.clone()))
             .transpose()
             .map_err(StartError::Keeper)?;
+        let store = match &state {
+            Some(state) if store_logs => {
+                let directory = log_store::directory_in(state.path());
+                let store = LogStore::start(directory, &logs, bus.clone());
+                Some(store.map_err(StartError::LogStore)?)
+            }
+            Some(_) | None => None,
+        };
         let system = ActorSystem::start(Environment {
             vmm: host.vmm,
             vmm_info: host.vmm_info,
@@ -188,6 +210,7 @@ impl SupervisorBuilder {
             bus,
             firmware: Arc::new(host.firmware),
             logs,
+            store,
             keeper,
             state,
         })
@@ -270,6 +293,7 @@ pub struct Supervisor {
     bus: EventBus,
     firmware: Arc<Firmware>,
     logs: LogBus,
+    store: Option<LogStore>,
     keeper: Option<Arc<FileKeeper>>,
     state: Option<StateDirectory>,
 }
@@ -279,6 +303,9 @@ impl Drop for Supervisor {
         // First what runs, whoever else has a handle to it; then what is remembered of it; the
         // lock on that goes with the fields.
         self.system.end();
+        if let Some(store) = &self.store {
+            store.close();
+        }
         if let Some(keeper) = &self.keeper {
             keeper.close();
         }
@@ -295,6 +322,7 @@ impl Supervisor {
             progress: Arc::new(()),
             state_dir: None,
             forget: false,
+            store_logs: true,
         }
     }
 
@@ -349,6 +377,9 @@ impl Supervisor {
         if let Some(keeper) = &self.keeper {
             keeper.declare(spec);
         }
+        if let Some(store) = &self.store {
+            store.declare(&name, spec.logs);
+        }
         self.system.add(worker.plan, memory, true).await?;
         Ok(self.worker(name))
     }
@@ -397,11 +428,19 @@ impl Supervisor {
         self.logs.follow_all()
     }
 
-    /// The output of all workloads from now on; for the first caller. A slow reader slows the
-    /// workloads down and loses nothing; without a reader, or once it is gone, nobody waits.
-    /// [`Worker::logs`] follows one worker and slows nobody.
-    pub fn take_logs(&self) -> Option<mpsc::Receiver<LogLine>> {
+    /// The output of all workloads from now on; for the first caller. Workers have queues of their
+    /// own and are read in turn: a slow reader slows those down that write more than it reads, and
+    /// loses nothing; without a reader, or once it is gone, nobody waits. [`Worker::logs`] follows
+    /// one worker and slows nobody.
+    pub fn take_logs(&self) -> Option<LogReader> {
         self.logs.take()
+    }
+
+    /// The output that is kept, of earlier supervisors with this state directory too; `None` if
+    /// none is.
+    pub fn stored_logs(&self) -> Option<StoredLogs> {
+        let state = self.state.as_ref().filter(|_| self.store.is_some())?;
+        Some(StoredLogs::of_state_dir(state.path()))
     }
 
     /// Resolves once no worker runs or will be started again, with how each ended.
@@ -427,6 +466,8 @@ impl Supervisor {
                 }
             }
         };
+        // The last words too.
+        self.logs.all_stored().await;
         if let Some(keeper) = &self.keeper {
             keeper.clean();
         }

@@ -12,8 +12,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::workers_file::FILE_NAME;
 
+mod logs;
 mod running;
 
+pub(super) use logs::LogsArguments;
 pub(super) use running::{
     EventsArguments, ExecArguments, PsArguments, RestartArguments, StartArguments, StopArguments,
 };
@@ -170,6 +172,24 @@ Examples:
   tar c src | iii-super exec -i web -- tar x -C /tmp
   iii-super exec --timeout 10s -e LANG=C -u root web -- id")]
     Exec(ExecArguments),
+    /// Show what workers wrote, whether they run or not
+    #[command(after_help = "\
+What `run` stores is shown: a line per line that a workload wrote, marked |, and the end of the
+console of a VM that crashed, marked #. Several workers are shown as one sequence, by the time at
+which each line arrived. `logs` in the workers file says how much is kept.
+
+--json prints one object per line, as `run --json` does, with the bytes unchanged.
+
+Exit codes: 0 all was shown, or nobody reads any more; 1 what is stored cannot be read; 2 bad input;
+130 ended by Ctrl-C.
+
+Examples:
+  iii-super logs                       all that is kept of all workers
+  iii-super logs -f web                what web wrote and will write
+  iii-super logs -n 20 --stream stderr the last 20 lines of each worker's standard error
+  iii-super logs --since 10m           of the last ten minutes
+  iii-super logs --since 2026-01-31T18:30 --until 2026-01-31T18:45 --timestamps")]
+    Logs(LogsArguments),
     /// Show what a workers file means, with secrets masked; start nothing
     #[command(after_help = "\
 Examples:

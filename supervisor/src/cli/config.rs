@@ -138,6 +138,10 @@ fn describe(worker: &WorkerSpec) -> Value {
         "restart": policy(&worker.restart),
         "vm_restart": policy(&worker.vm_restart),
         "health": worker.health.as_ref().map(health),
+        "logs": {
+            "max_size": format_size(worker.logs.max_size),
+            "max_files": worker.logs.max_files,
+        },
         "stop_grace": format_duration(worker.stop_grace),
         "boot_deadline": format_duration(worker.boot_deadline),
         "heartbeat_timeout": format_duration(worker.heartbeat_timeout),
@@ -223,6 +227,7 @@ workers:
     restart: {limit: none, mode: always}
     network: {mode: engine, allow: ['*.example.com'], dns: [9.9.9.9]}
     mounts: ['.:/data:ro']
+    logs: {max_size: 3MiB}
 ";
         let parse = |text: &str| {
             WorkersFile::parse(text, Path::new("f"), dir.path(), &|_| None)

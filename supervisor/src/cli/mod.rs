@@ -13,6 +13,7 @@ mod events;
 mod exec;
 mod firmware;
 mod keys;
+mod logs;
 mod progress;
 mod project;
 mod ps;
@@ -63,6 +64,7 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => workers::stop(&args),
         Command::Restart(args) => workers::restart(&args),
         Command::Exec(args) => exec::run(&args),
+        Command::Logs(args) => logs::run(&args, &arguments.colour),
         Command::Config(args) => config::run(&args),
         Command::Doctor { json } => doctor(json, &arguments.colour),
         Command::Reset(args) => reset::run(&args),

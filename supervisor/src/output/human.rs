@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use iii_actors::WorkerState;
-use iii_actors::event::{Event, EventKind, LogLine, SourceAction};
+use iii_actors::event::{Event, EventKind, LogLine, LogSource, SourceAction};
 use iii_proto::control::{BootStage, PowerOffReason};
 use iii_proto::ids::{BootId, WorkerName};
 use iii_proto::restart::{Decision, Exit};
@@ -48,10 +48,24 @@ pub fn event(event: &Event, screen: &Screen, stamp: &str) -> Option<String> {
 
 /// A line of a workload's output. A piece that no newline ended is marked with `…`.
 pub fn log(log: &LogLine, screen: &Screen, stamp: &str) -> String {
-    let prefix = screen.prefix(Some(&log.worker), Mark::Output, stamp);
+    let mark = match log.stream {
+        LogSource::Stdout | LogSource::Stderr => Mark::Output,
+        LogSource::Console => Mark::Console,
+    };
+    let prefix = screen.prefix(Some(&log.worker), mark, stamp);
     let text = escape::line(&log.text, screen.colours());
     let end = if log.complete { "" } else { "…" };
     format!("{prefix}{text}{end}")
+}
+
+/// Lines that are missing among what is kept.
+pub fn lost(worker: &WorkerName, lines: u64, screen: &Screen, stamp: &str) -> String {
+    let prefix = screen.prefix(Some(worker), Mark::Event, stamp);
+    let text = match lines {
+        1 => String::from("1 line is lost here: the disk did not take it"),
+        lines => format!("{lines} lines are lost here: the disk did not take them"),
+    };
+    format!("{prefix}{}", screen.toned(Tone::Warn, &text))
 }
 
 /// Whether a user who did not ask for everything wants to know.

@@ -1,4 +1,5 @@
-//! What outlives a supervisor: one directory with a lock and one file.
+//! What outlives a supervisor: one directory with a lock, one file, and the output that is kept
+//! (`crate::log_store`).
 //!
 //! * `lock` is held for the supervisor's life and names its process, so that no two supervisors
 //!   share a directory;

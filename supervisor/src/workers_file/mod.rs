@@ -14,6 +14,7 @@ mod environment;
 mod fault;
 mod health;
 mod interpolate;
+mod logs;
 mod mounts;
 mod network;
 mod node;

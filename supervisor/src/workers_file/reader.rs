@@ -62,7 +62,7 @@ impl<'n> Fields<'n> {
 }
 
 /// Words of other tools for keys of ours.
-const SYNONYMS: [(&str, &str); 17] = [
+const SYNONYMS: [(&str, &str); 18] = [
     ("services", "workers"),
     ("environment", "env"),
     ("volumes", "mounts"),
@@ -80,6 +80,7 @@ const SYNONYMS: [(&str, &str); 17] = [
     ("nofile", "open_files"),
     ("backoff", "initial"),
     ("test", "exec"),
+    ("logging", "logs"),
 ];
 
 /// The key that was probably meant.

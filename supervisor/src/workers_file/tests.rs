@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use iii_actors::spec::{MountSpec, NetworkMode, PublishSpec, UserSpec};
+use iii_actors::spec::{LogSpec, MountSpec, NetworkMode, PublishSpec, UserSpec};
 use iii_proto::guest::Probe;
 use iii_proto::restart::{RestartLimit, RestartMode};
 
@@ -48,6 +48,7 @@ workers:
       allow: [example.com, "10.0.0.0/8:5432"]
       host_ports: [49134]
       dns: ["127.0.0.1:5353"]
+    logs: {max_size: 1MiB, max_files: 3}
     user: "1000:100"
     boot_deadline: 2m
     heartbeat_timeout: 1m
@@ -115,6 +116,11 @@ fn every_key_is_understood() {
     assert_eq!(web.resources.cpus, 2);
     assert_eq!(web.resources.memory, 287 << 20, "rounded up to whole MiB");
     assert_eq!(web.resources.disk, Some(1 << 30));
+    let logs = LogSpec {
+        max_size: 1 << 20,
+        max_files: 3,
+    };
+    assert_eq!(web.logs, logs);
     let any = PublishSpec {
         address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         host_port: 7000,

@@ -7,6 +7,7 @@ use super::command::command;
 use super::depends_on::{Reference, depends_on};
 use super::environment::environment;
 use super::health::health;
+use super::logs::logs;
 use super::mounts::{PROJECT, mounts};
 use super::network::network;
 use super::paths;
@@ -33,6 +34,7 @@ pub(crate) const KEYS: &[&str] = &[
     "health",
     "network",
     "depends_on",
+    "logs",
     "user",
     "stop_grace",
     "boot_deadline",
@@ -118,6 +120,9 @@ pub(crate) fn worker(
     if let Some(s) = fields.get("depends_on") {
         spec.depends_on = depends_on(reader, &spec.name, &s, references);
     }
+    if let Some(s) = fields.get("logs") {
+        spec.logs = logs(reader, &s);
+    }
     if let Some(s) = fields.get("network") {
         spec.network = network(reader, &s);
     }
@@ -184,7 +189,7 @@ pub(crate) fn resources(
     resources
 }
 
-fn size_within(
+pub(crate) fn size_within(
     reader: &mut Reader<'_>,
     setting: &Setting<'_>,
     least: u64,
