@@ -1,6 +1,7 @@
 //! What a user wants: one worker, checked whole before anything of it is started.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,8 +12,11 @@ use iii_proto::ids::WorkerName;
 pub use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
 use serde::Serialize;
 
-/// One worker.
-#[derive(Clone, Debug, PartialEq)]
+/// Stands for a secret's value wherever a user or a log could see it.
+pub const SECRET_MASK: &str = "*****";
+
+/// One worker. Its `Debug` hides the values of secret variables.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct WorkerSpec {
     /// Unique within a supervisor.
@@ -67,6 +71,85 @@ pub struct WorkerSpec {
     pub heartbeat_timeout: Duration,
     /// Let tests and chaos runs hurt this guest.
     pub allow_faults: bool,
+}
+
+/// The variables, with a mask for what is secret.
+struct Shown<'a> {
+    env: &'a [(String, String)],
+    secret: &'a BTreeSet<String>,
+}
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.env.iter().map(|(name, value)| {
+            let secret = self.secret.contains(name);
+            (name, if secret { SECRET_MASK } else { value })
+        });
+        f.debug_list().entries(shown).finish()
+    }
+}
+
+impl fmt::Debug for WorkerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Every field is named, so that no new one is forgotten: a digest of this text stands for
+        // the worker's settings.
+        let Self {
+            name,
+            root,
+            persist,
+            command,
+            cwd,
+            env,
+            secret_env,
+            user,
+            resources,
+            mounts,
+            disks,
+            ports,
+            network,
+            restart,
+            vm_restart,
+            actor_restart,
+            supervisor_restart,
+            health,
+            depends_on,
+            logs,
+            stop_grace,
+            boot_deadline,
+            heartbeat_timeout,
+            allow_faults,
+        } = self;
+        let env = Shown {
+            env,
+            secret: secret_env,
+        };
+        f.debug_struct("WorkerSpec")
+            .field("name", name)
+            .field("root", root)
+            .field("persist", persist)
+            .field("command", command)
+            .field("cwd", cwd)
+            .field("env", &env)
+            .field("secret_env", secret_env)
+            .field("user", user)
+            .field("resources", resources)
+            .field("mounts", mounts)
+            .field("disks", disks)
+            .field("ports", ports)
+            .field("network", network)
+            .field("restart", restart)
+            .field("vm_restart", vm_restart)
+            .field("actor_restart", actor_restart)
+            .field("supervisor_restart", supervisor_restart)
+            .field("health", health)
+            .field("depends_on", depends_on)
+            .field("logs", logs)
+            .field("stop_grace", stop_grace)
+            .field("boot_deadline", boot_deadline)
+            .field("heartbeat_timeout", heartbeat_timeout)
+            .field("allow_faults", allow_faults)
+            .finish()
+    }
 }
 
 impl WorkerSpec {
@@ -330,4 +413,24 @@ pub enum NetworkMode {
     Engine,
     /// No network at all.
     None,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_not_in_what_is_printed_of_its_worker() {
+        let name = WorkerName::new("w").unwrap();
+        let mut spec = WorkerSpec::new(name, vec!["x".into()]);
+        spec.env = vec![
+            ("TOKEN".into(), "hunter2".into()),
+            ("PORT".into(), "80".into()),
+        ];
+        spec.secret_env.insert("TOKEN".into());
+        for text in [format!("{spec:?}"), format!("{spec:#?}")] {
+            assert!(!text.contains("hunter2"), "{text}");
+            assert!(text.contains("TOKEN") && text.contains("80"), "{text}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! `iii-super config`: what a workers file means.
 
-use iii_actors::spec::{NetworkMode, RootSpec, UserSpec, WorkerSpec};
+use iii_actors::spec::{NetworkMode, RootSpec, SECRET_MASK, UserSpec, WorkerSpec};
 use iii_proto::guest::{HealthCheck, Probe};
 use iii_proto::restart::{RestartMode, RestartPolicy};
 use serde_json::{Map, Value, json};
@@ -9,9 +9,6 @@ use super::REFUSED;
 use super::arguments::FileArguments;
 use super::say::{print, say, say_plain};
 use crate::workers_file::{WorkersFile, WorkersFileError, format_duration, format_size};
-
-/// Stands for a secret's value.
-const MASK: &str = "*****";
 
 pub(super) fn run(args: &FileArguments) -> u8 {
     let Some((_, workers)) = load(args) else {
@@ -69,7 +66,7 @@ fn describe(worker: &WorkerSpec) -> Value {
         .iter()
         .map(|(name, value)| {
             let secret = worker.secret_env.contains(name);
-            let value = if secret { MASK } else { value };
+            let value = if secret { SECRET_MASK } else { value };
             (name.clone(), json!(value))
         })
         .collect();
