@@ -40,14 +40,27 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
+fn find(bytes: &[u8]) -> Option<usize> {
+    forms()
+        .iter()
+        .find_map(|form| bytes.windows(form.len()).position(|w| w == form))
+}
+
 fn assert_clean(what: &str, bytes: &[u8]) {
-    for form in forms() {
-        let found = bytes.windows(form.len()).position(|w| w == form);
-        if let Some(at) = found {
-            let around = &bytes[at.saturating_sub(200)..(at + 40).min(bytes.len())];
-            panic!("{what}: {}", String::from_utf8_lossy(around));
-        }
+    if let Some(at) = find(bytes) {
+        let around = &bytes[at.saturating_sub(200)..(at + 40).min(bytes.len())];
+        panic!("{what}: {}", String::from_utf8_lossy(around));
     }
+}
+
+#[test]
+fn the_canary_is_found_in_each_form() {
+    for before in ["", "x", "xy"] {
+        let text = format!("{before}{CANARY}--");
+        assert_eq!(find(text.as_bytes()), Some(before.len()));
+        assert!(find(base64(text.as_bytes()).as_bytes()).is_some());
+    }
+    assert!(find(b"7cAnArY-5fQ9zLw").is_none());
 }
 
 fn assert_files_clean(directory: &Path) -> usize {
@@ -153,7 +166,7 @@ workers:
     first.wait();
     first.seen.extend(first.lines.iter());
     assert!(first.seen.iter().any(|line| line.contains("TRACE")));
-    everything.extend(first.seen);
+    everything.append(&mut first.seen);
     assert!(assert_files_clean(project.home.path()) >= 2);
 
     let mut second = run(&["run", "--json", "-f"]);
@@ -161,13 +174,17 @@ workers:
     second.signal(Signal::SIGINT);
     second.wait();
     second.seen.extend(second.lines.iter());
-    everything.extend(second.seen);
+    everything.append(&mut second.seen);
     assert_clean("what was said", everything.join("\n").as_bytes());
 
     assert!(project.said(&["config", "-f"]).contains("*****"));
     assert!(project.said(&["config", "--json", "-f"]).contains("*****"));
     assert!(project.said(&["logs", "--file"]).contains(&length));
-    assert!(project.said(&["logs", "--json", "--file"]).contains(&length));
+    assert!(
+        project
+            .said(&["logs", "--json", "--file"])
+            .contains(&length)
+    );
 
     // What is wrong with such a file, or with the worker that it is for.
     for broken in [
