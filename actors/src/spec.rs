@@ -118,6 +118,7 @@ impl fmt::Debug for WorkerSpec {
             boot_deadline,
             heartbeat_timeout,
             allow_faults,
+            at_rest,
         } = self;
         let env = Shown {
             env,
@@ -148,6 +149,7 @@ impl fmt::Debug for WorkerSpec {
             .field("boot_deadline", boot_deadline)
             .field("heartbeat_timeout", heartbeat_timeout)
             .field("allow_faults", allow_faults)
+            .field("at_rest", at_rest)
             .finish()
     }
 }

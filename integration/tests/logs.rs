@@ -7,90 +7,42 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use iii_integration::chaos::disk::SmallDisk;
-use iii_integration::program::{Run, eventually, home, program, workers_file};
+use iii_integration::program::{Run, eventually};
+use iii_integration::project::Project;
 use iii_integration::{Bench, PATIENCE, is, shell, worker_name};
 use iii_supervisor::log_store::{Found, Query, Record};
 use iii_supervisor::{EventKind, Fault, LogSource};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// A project with a home of its own.
-struct Project {
-    _directory: tempfile::TempDir,
-    file: PathBuf,
-    home: PathBuf,
-    _home: Option<tempfile::TempDir>,
+fn started(project: &Project, log: &str) -> Run {
+    let mut command = project.command(&["run", "--json"]);
+    command.env("III_LOG", log);
+    Run::start(command)
 }
 
-impl Project {
-    fn new(text: &str) -> Self {
-        let home = home();
-        let mut project = Self::at(home.path(), text);
-        project._home = Some(home);
-        project
-    }
+/// What `logs` prints, which must succeed and have nothing to complain about.
+fn shown(project: &Project, words: &[&str]) -> String {
+    let said = project.says(&[&["logs"], words].concat());
+    assert!(said.code == 0 && said.stderr.is_empty(), "{said:?}");
+    said.stdout
+}
 
-    fn at(home: &Path, text: &str) -> Self {
-        let (directory, file) = workers_file(text);
-        Self {
-            _directory: directory,
-            file,
-            home: home.to_owned(),
-            _home: None,
-        }
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = program();
-        command.args(words).env("III_HOME", &self.home);
-        command
-    }
-
-    fn run(&self, log: &str) -> Run {
-        let mut command = self.command(&["run", "--json", "-f"]);
-        command.arg(&self.file).env("III_LOG", log);
-        Run::start(command)
-    }
-
-    fn logs(&self, words: &[&str]) -> Command {
-        let mut command = self.command(&["logs", "--file"]);
-        command.arg(&self.file).args(words);
-        command
-    }
-
-    /// What `logs` prints, which must succeed and have nothing to complain about.
-    fn shown(&self, words: &[&str]) -> String {
-        let output = self.logs(words).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success() && said.is_empty(), "{said}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// The texts of a worker's lines.
-    fn texts(&self, words: &[&str]) -> Vec<String> {
-        let mut json = vec!["--json"];
-        json.extend(words);
-        self.shown(&json)
-            .lines()
-            .map(|line| {
-                let value: Value = serde_json::from_str(line).unwrap();
-                match value["event"].as_str() {
-                    Some("log") => value["text"].as_str().unwrap().to_owned(),
-                    _ => line.to_owned(),
-                }
-            })
-            .collect()
-    }
-
-    fn stored(&self, worker: &str) -> PathBuf {
-        let projects = fs::read_dir(self.home.join("projects")).unwrap();
-        let state = projects.last().unwrap().unwrap().path();
-        state.join("logs").join(worker)
-    }
+/// The texts of the lines that `logs` prints; of what is no line, its JSON.
+fn texts(project: &Project, words: &[&str]) -> Vec<String> {
+    shown(project, &[&["--json"], words].concat())
+        .lines()
+        .map(|line| {
+            let value: Value = serde_json::from_str(line).unwrap();
+            match value["event"].as_str() {
+                Some("log") => value["text"].as_str().unwrap().to_owned(),
+                _ => line.to_owned(),
+            }
+        })
+        .collect()
 }
 
 /// `line 1`, `line 2`, … up to some number, which is returned.
@@ -108,7 +60,7 @@ fn a_kill_of_the_supervisor_in_a_flood_loses_nothing_that_was_acknowledged() {
     let project = Project::new(&format!(
         "workers: {{flood: {{command: [/bin/sh, -c, '{FLOOD}']}}}}"
     ));
-    let mut run = project.run("iii_actors::vm::ports=trace");
+    let mut run = started(&project, "iii_actors::vm::ports=trace");
     for _ in 0..20 {
         run.line("log frames are taken over");
     }
@@ -122,17 +74,17 @@ fn a_kill_of_the_supervisor_in_a_flood_loses_nothing_that_was_acknowledged() {
         .filter_map(|line| line.rsplit_once("lines=")?.1.trim().parse::<usize>().ok())
         .max()
         .unwrap();
-    let stored = assert_counts_up(&project.texts(&["flood"]));
+    let stored = assert_counts_up(&texts(&project, &["flood"]));
     assert!(
         acknowledged > 20 && stored >= acknowledged,
         "{stored} of {acknowledged}"
     );
     // The next run goes on behind it.
-    let mut again = project.run("warn");
+    let mut again = started(&project, "warn");
     again.line("line 1000");
     again.signal(Signal::SIGKILL);
     again.wait();
-    let all = project.texts(&[]);
+    let all = texts(&project, &[]);
     let restart = all.iter().rposition(|text| text == "line 1").unwrap();
     assert_eq!(assert_counts_up(&all[..restart]), stored);
     assert!(assert_counts_up(&all[restart..]) >= 1000);
@@ -156,13 +108,13 @@ workers:
         kill -9 $$
 ",
     );
-    let mut run = project.run("warn");
+    let mut run = started(&project, "warn");
     run.wait();
-    let stdout = project.texts(&["--stream", "stdout", "dies"]);
+    let stdout = texts(&project, &["--stream", "stdout", "dies"]);
     assert_eq!(stdout.last().unwrap(), "last words");
     assert_eq!(assert_counts_up(&stdout[..stdout.len() - 1]), 5000);
-    assert_eq!(project.texts(&["--stream", "stderr"]), ["complaint"]);
-    let last = project.shown(&["-n", "1", "--stream", "stdout"]);
+    assert_eq!(texts(&project, &["--stream", "stderr"]), ["complaint"]);
+    let last = shown(&project, &["-n", "1", "--stream", "stdout"]);
     assert!(last.ends_with(" dies | last words…\n"), "{last}");
 }
 
@@ -221,10 +173,10 @@ workers:
     restart: never
 "
     ));
-    let mut run = project.run("warn");
+    let mut run = started(&project, "warn");
     run.line("over");
     // The fourth file is the first that costs an older one.
-    let stored = project.stored("flood");
+    let stored = project.state().join("logs/flood");
     eventually("some rotations", PATIENCE, || {
         let mut names = fs::read_dir(&stored)
             .unwrap()
@@ -246,16 +198,16 @@ workers:
     );
     run.signal(Signal::SIGINT);
     run.wait();
-    let mut neighbour = project.texts(&["neighbour"]);
+    let mut neighbour = texts(&project, &["neighbour"]);
     assert_eq!(neighbour.pop().unwrap(), "over");
     assert_eq!(assert_counts_up(&neighbour), 40);
-    let flood = project.texts(&["flood"]);
+    let flood = texts(&project, &["flood"]);
     let first: usize = flood[0].strip_prefix("line ").unwrap().parse().unwrap();
     for (n, text) in flood.iter().enumerate() {
         assert_eq!(*text, format!("line {}", first + n));
     }
     assert_eq!(
-        project.texts(&["-n", "7", "flood"]),
+        texts(&project, &["-n", "7", "flood"]),
         flood[flood.len() - 7..]
     );
 }
@@ -266,16 +218,15 @@ fn a_full_disk_stops_nobody_is_told_once_and_what_is_lost_is_counted() {
     let Some(disk) = SmallDisk::mount() else {
         return;
     };
-    iii_integration::program::furnish(disk.path());
-    let project = Project::at(
-        disk.path(),
+    let project = Project::new(
         "
 workers:
   ticks:
     command: [/bin/sh, -c, 'i=0; while :; do i=$((i+1)); echo \"tick $i\"; sleep 0.1; done']
 ",
     );
-    let mut run = project.run("warn");
+    std::os::unix::fs::symlink(disk.path(), project.home().join("projects")).unwrap();
+    let mut run = started(&project, "warn");
     run.line("tick 1\"");
     disk.fill();
     run.line("failed to write logs");
@@ -297,7 +248,7 @@ workers:
         .iter()
         .filter(|l| l.contains("failed to write logs"));
     assert_eq!(told.count(), 1, "told once");
-    let texts = project.texts(&[]);
+    let texts = texts(&project, &[]);
     let gaps: Vec<&String> = texts.iter().filter(|t| t.contains("log-lost")).collect();
     let [gap] = gaps[..] else { panic!("{texts:?}") };
     let lost: Value = serde_json::from_str(gap).unwrap();
@@ -317,10 +268,10 @@ fn a_follower_goes_on_over_the_end_of_the_supervisor_and_ends_when_told() {
         "workers: {w: {command: [/bin/sh, -c, 'echo \"boot $III_BOOT_ID\"; exec sleep 1000']}}",
     );
     // Before anything was ever stored.
-    let mut follower = Run::start(project.logs(&["-f", "w"]));
+    let mut follower = project.start(&["logs", "-f", "w"]);
     let mut boots = Vec::new();
     for _ in 0..2 {
-        let mut run = project.run("warn");
+        let mut run = started(&project, "warn");
         boots.push(follower.line("| boot "));
         run.signal(Signal::SIGKILL);
         run.wait();
@@ -329,7 +280,7 @@ fn a_follower_goes_on_over_the_end_of_the_supervisor_and_ends_when_told() {
     follower.signal(Signal::SIGINT);
     assert_eq!(follower.wait().signal(), Some(Signal::SIGINT as i32));
 
-    let mut command = project.logs(&["-f"]);
+    let mut command = project.command(&["logs", "-f"]);
     let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     lines.next().unwrap().unwrap();
@@ -344,15 +295,14 @@ fn bad_input_is_refused_with_a_hint() {
     for (words, expected) in [
         (&["wbe"][..], "did you mean \"web\"?"),
         (&["nothing"], "there are: web, queue"),
-        (&["--since", "yesterday"], "10m or 1h30m"),
+        (&["--since", "yesterday"], "10m or 2h30m"),
         (&["--boot", "xyz"], "hexadecimal"),
     ] {
-        let output = project.logs(words).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(2), "{words:?}: {said}");
-        assert!(said.contains(expected), "{words:?}: {said}");
+        let said = project.says(&[&["logs"], words].concat());
+        assert_eq!(said.code, 2, "{words:?}: {said:?}");
+        assert!(said.stderr.contains(expected), "{words:?}: {said:?}");
     }
-    let output = project.logs(&[]).output().unwrap();
-    assert!(output.status.success() && output.stdout.is_empty());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no output is kept"));
+    let said = project.says(&["logs"]);
+    assert_eq!((said.code, &*said.stdout), (0, ""));
+    assert!(said.stderr.contains("no output is kept"), "{said:?}");
 }

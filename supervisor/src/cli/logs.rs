@@ -45,8 +45,7 @@ impl From<io::Error> for Stop {
 }
 
 pub(super) fn run(args: &LogsArguments, colour: &Colour) -> u8 {
-    let state = match IiiHome::from_env().map(|home| project::running_state_dir(&home, &args.file))
-    {
+    let state = match IiiHome::from_env().map(|home| project::kept_state_dir(&home, &args.file)) {
         Ok(Ok(directory)) => directory,
         Ok(Err(error)) => {
             say(&error);

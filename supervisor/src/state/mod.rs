@@ -34,6 +34,12 @@ use self::record::Remembered;
 const LOCK: &str = "lock";
 const RECORD: &str = "supervisor.json";
 
+/// Whether a supervisor runs with this state directory, or did not end in order.
+#[cfg(feature = "cli")]
+pub(crate) fn was_in_use(path: &Path) -> bool {
+    path.join(LOCK).exists()
+}
+
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
