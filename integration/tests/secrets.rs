@@ -72,7 +72,7 @@ fn assert_files_clean(directory: &Path) -> usize {
         }
         if path.is_dir() {
             files += assert_files_clean(&path);
-        } else {
+        } else if path.is_file() {
             assert_clean(&path.display().to_string(), &fs::read(&path).unwrap());
             files += 1;
         }
