@@ -17,12 +17,26 @@ pub mod erofs;
 mod etc;
 mod generated;
 pub mod host_root;
+pub mod image_root;
+pub mod import;
 pub mod layers;
 pub mod oci;
 mod paths;
+pub mod progress;
+pub mod pull;
+pub mod registry;
 pub mod skeleton;
+pub mod store;
 pub mod tar;
+#[cfg(test)]
+mod testing;
 
 pub use command::{CommandError, CommandLookup, MountView, ResolvedCommand};
+pub use image_root::Image;
+pub use import::Importer;
+pub use progress::Progress;
+pub use pull::{PullError, PullPolicy, Puller};
+pub use store::ImageStore;
+
 pub use host_root::{HostRoot, HostRootError, RootExport};
 pub use skeleton::{EntryKind, Owner, SkeletonEntry};
