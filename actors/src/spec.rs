@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use iii_image::PullPolicy;
+pub use iii_image::oci::Reference;
 pub use iii_proto::guest::{AtRest, HealthCheck, Probe};
 use iii_proto::ids::WorkerName;
 
@@ -28,15 +30,15 @@ pub struct WorkerSpec {
     pub persist: Option<u64>,
     /// Further disks, kept between boots and runs.
     pub disks: Vec<DiskSpec>,
-    /// Program and arguments.
+    /// Program and arguments. With an image: what its entry point is given; empty: the image's own.
     pub command: Vec<String>,
-    /// Working directory in the guest; `None`: the project's mount if there is one, else the home.
+    /// Working directory in the guest; `None`: the image's, else the home.
     pub cwd: Option<String>,
     /// The workload's environment beside what iii-super sets (`III_*`, `HOME`, `USER`, `PATH`).
     pub env: Vec<(String, String)>,
     /// Names of variables whose values never appear in events or logs of ours.
     pub secret_env: BTreeSet<String>,
-    /// As whom the workload runs; `None`: uid 1000 `worker`.
+    /// As whom the workload runs; `None`: the image's user, else uid 1000 `worker`.
     pub user: Option<UserSpec>,
     /// What it may use.
     pub resources: Resources,
@@ -276,6 +278,31 @@ pub enum Condition {
 pub enum RootSpec {
     /// The host's own `/usr` and a generated `/etc`.
     Host,
+    /// An OCI image.
+    Image(ImageSpec),
+}
+
+/// An image as a root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Its name.
+    pub reference: Reference,
+    /// When its registry is asked.
+    pub pull: PullPolicy,
+    /// Instead of the image's entry point; with one of its own, a worker does not have the image's
+    /// command either. `Some` of nothing: the command alone is run.
+    pub entrypoint: Option<Vec<String>>,
+}
+
+impl ImageSpec {
+    /// Pulled if it is missing, run as it wants to be run.
+    pub fn new(reference: Reference) -> Self {
+        Self {
+            reference,
+            pull: PullPolicy::default(),
+            entrypoint: None,
+        }
+    }
 }
 
 /// As whom a workload runs.

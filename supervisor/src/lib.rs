@@ -24,6 +24,7 @@ mod dev;
 mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;
+mod images;
 pub mod log_store;
 mod order;
 #[cfg(feature = "cli")]
@@ -44,6 +45,7 @@ pub use iii_actors::{
     AddError, Fault, InjectError, Outcome, Outcomes, RequestError, Scope, SystemError, WorkerState,
     WorkerStatus,
 };
+pub use iii_image::registry;
 pub use iii_proto::ids::WorkerName;
 pub use prepare::{PrepareError, PrepareFault, PreparedWorker};
 pub use state::StateError;

@@ -16,6 +16,7 @@ use iii_actors::{
 };
 use iii_firmware::options::OptionsError;
 use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, Progress};
+use iii_image::registry::RegistryOptions;
 use iii_proto::ids::WorkerName;
 use iii_vmm::helpers::{self, HelperError, HelperPlaces};
 use iii_vmm::host::{HostFacts, virtualisation};
@@ -25,6 +26,7 @@ use iii_vmm::tsc;
 use iii_vmm::vmm::{Vmm, VmmError, VmmInfo};
 
 use crate::disks::{DiskError, DiskStore, DiskUse};
+use crate::images::Images;
 use crate::log_store::{self, LogStore, StoredLogs};
 use crate::prepare::{Preparation, PrepareError, PreparedWorker};
 use crate::state::{FileKeeper, StateDirectory, StateError};
@@ -102,6 +104,7 @@ pub struct SupervisorBuilder {
     helper_dir: Option<PathBuf>,
     firmware: Option<FirmwareOptions>,
     progress: Arc<dyn Progress>,
+    registry: Option<RegistryOptions>,
     state_dir: Option<PathBuf>,
     forget: bool,
     store_logs: bool,
@@ -137,6 +140,13 @@ impl SupervisorBuilder {
     /// Where firmware comes from; by default what the environment says.
     pub fn firmware(mut self, options: FirmwareOptions) -> Self {
         self.firmware = Some(options);
+        self
+    }
+
+    /// How registries of images are spoken to; by default with the credentials that Docker keeps
+    /// for this user, and with TLS, except on this host's loopback.
+    pub fn registry(mut self, options: RegistryOptions) -> Self {
+        self.registry = Some(options);
         self
     }
 
@@ -209,6 +219,7 @@ impl SupervisorBuilder {
             system: Arc::new(system),
             bus,
             firmware: Arc::new(host.firmware),
+            images: Arc::new(host.images),
             logs,
             store,
             keeper,
@@ -224,6 +235,7 @@ struct Host {
     places: HelperPlaces,
     vfs_program: PathBuf,
     firmware: Firmware,
+    images: Images,
 }
 
 impl Host {
@@ -245,8 +257,13 @@ impl Host {
             })),
         };
         let vmm_info = vmm.check()?;
+        let mut images = Images::new(firmware.home.images_dir(), options.progress.clone());
+        if let Some(registry) = options.registry {
+            images.registry = registry;
+        }
         let firmware = Firmware::locate(&firmware, &*options.progress)?;
         Ok(Self {
+            images,
             vmm,
             vmm_info,
             places,
@@ -292,6 +309,7 @@ pub struct Supervisor {
     system: Arc<ActorSystem>,
     bus: EventBus,
     firmware: Arc<Firmware>,
+    images: Arc<Images>,
     logs: LogBus,
     store: Option<LogStore>,
     keeper: Option<Arc<FileKeeper>>,
@@ -320,6 +338,7 @@ impl Supervisor {
             helper_dir: None,
             firmware: None,
             progress: Arc::new(()),
+            registry: None,
             state_dir: None,
             forget: false,
             store_logs: true,
@@ -350,11 +369,11 @@ impl Supervisor {
         &self,
         specs: Vec<WorkerSpec>,
     ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
-        let firmware = Arc::clone(&self.firmware);
+        let (firmware, images) = (Arc::clone(&self.firmware), Arc::clone(&self.images));
         let present = self.workers().await.unwrap_or_default();
         let present = present.into_iter().map(|status| status.name).collect();
         let disks = self.disk_store();
-        let work = move || Preparation::new(&firmware, disks, present).prepare(specs);
+        let work = move || Preparation::new(&firmware, &images, disks, present).prepare(specs);
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             // Only a panic in there, or a runtime that is shutting down; neither has a remedy.

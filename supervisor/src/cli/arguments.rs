@@ -227,6 +227,21 @@ Examples:
   iii-super reset db
   iii-super reset db -f app/workers.yaml")]
     Reset(ResetArguments),
+    /// Pull, import, list and remove images that workers run on
+    #[command(
+        subcommand,
+        after_help = "\
+Images are kept in ~/.iii/images, once for all workers: as one file each, which guests see
+read-only as their root. `run` pulls what is missing by itself.
+
+Examples:
+  iii-super image pull node:22-slim
+  iii-super image import app.tar --name app:1      what `docker save` wrote
+  iii-super image ls --json | jq '.[].name'
+  iii-super image rm node:22-slim
+  iii-super image prune                            what no name stands for any more"
+    )]
+    Image(ImageCommand),
     /// Print the JSON Schema of the workers file, for editors
     #[command(after_help = "\
 Example, for an editor with a YAML language server:
@@ -308,6 +323,87 @@ pub(super) struct FileArguments {
     /// Only these workers
     #[arg(value_name = "NAME")]
     pub(super) names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageCommand {
+    /// Get images from their registries, also those whose names stand for something new
+    #[command(after_help = "\
+Credentials are those that `docker login` keeps (~/.docker/config.json, or DOCKER_CONFIG), or given:
+  printf %s \"$TOKEN\" | iii-super image pull --username me --password-stdin registry.example/app
+
+A pull that breaks off goes on where it was when it is tried again.")]
+    Pull(PullArguments),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove names, and what only they stood for
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// The images
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what no name stands for any more; never what a worker runs on
+    Prune {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take images from a file: what `docker save` writes, or an OCI image layout
+    #[command(after_help = "\
+The file is an archive, compressed or not, or a directory.
+
+Examples:
+  docker save app:1 | gzip > app.tar.gz && iii-super image import app.tar.gz
+  iii-super image import ./layout --name app:1")]
+    Import(ImportArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PullArguments {
+    /// The images
+    #[arg(value_name = "NAME", required = true)]
+    pub(super) names: Vec<String>,
+    #[command(flatten)]
+    pub(super) login: LoginArguments,
+    /// Speak to these registries without TLS, if they have none. Those on this host's loopback are
+    /// spoken to without it in any case
+    #[arg(long)]
+    pub(super) insecure: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LoginArguments {
+    /// The user's name at the registry
+    #[arg(short, long, value_name = "NAME", requires = "password_stdin")]
+    pub(super) username: Option<String>,
+    /// Read the password, or a token, from stdin
+    #[arg(long, requires = "username")]
+    pub(super) password_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArguments {
+    /// The file or directory
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// What the image is to be called, instead of what the file calls it
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

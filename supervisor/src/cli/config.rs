@@ -87,13 +87,20 @@ fn describe(worker: &WorkerSpec) -> Value {
         })
         .collect();
     let resources = &worker.resources;
+    let image = match &worker.root {
+        RootSpec::Image(image) => Some(image),
+        // Host, or a kind that the file cannot name yet.
+        _ => None,
+    };
     json!({
-        "root": match worker.root {
-            RootSpec::Host => "host",
-            // A kind that the file cannot name yet.
-            _ => "other",
+        "root": match (worker.persist, &worker.root) {
+            (Some(size), _) => json!({ "persist": format_size(size) }),
+            (None, RootSpec::Host) => json!("host"),
+            (None, _) => Value::Null,
         },
-        "persist": worker.persist.map(format_size),
+        "image": image.map(|image| image.reference.familiar()),
+        "pull": image.map(|image| image.pull),
+        "entrypoint": image.and_then(|image| image.entrypoint.clone()),
         "command": worker.command,
         "cwd": worker.cwd,
         "env": env,
@@ -197,7 +204,10 @@ fn yaml(value: &Value, depth: usize, out: &mut String) {
         Value::Object(map) => map.is_empty(),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     };
-    for (key, value) in map.iter().filter(|(_, value)| !empty(value)) {
+    // An entry point of nothing is not none.
+    let said =
+        |key: &str, value: &Value| !empty(value) || (key == "entrypoint" && value.is_array());
+    for (key, value) in map.iter().filter(|(key, value)| said(key, value)) {
         out.push_str(&format!("{:indent$}{key}:", "", indent = depth * 2));
         yaml(value, depth + 1, out);
     }
@@ -243,6 +253,8 @@ workers:
         let first = parse(text);
         let again = shown(&first);
         let second = parse(&again);
+        let images = parse("workers: {w: {image: 'node:22', pull: always, entrypoint: [a, b]}}");
+        assert_eq!(parse(&shown(&images))[0].root, images[0].root);
         // The defaults were filled in; all else is the same.
         let mut expected = first;
         expected[0].resources.disk = Some(expected[0].resources.memory / 2);

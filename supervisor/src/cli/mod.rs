@@ -12,6 +12,7 @@ mod dev;
 mod events;
 mod exec;
 mod firmware;
+mod image;
 mod keys;
 mod logs;
 mod progress;
@@ -69,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Doctor { json } => doctor(json, &arguments.colour),
         Command::Reset(args) => reset::run(&args),
         Command::Firmware(args) => firmware::run(&args),
+        Command::Image(command) => image::run(&command),
         Command::Schema => print(SCHEMA),
         Command::Completions { shell } => {
             let mut command = Arguments::command();

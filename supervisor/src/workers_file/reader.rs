@@ -70,7 +70,7 @@ const SYNONYMS: [(&str, &str); 18] = [
     ("workdir", "cwd"),
     ("cmd", "command"),
     ("args", "command"),
-    ("entrypoint", "command"),
+    ("pull_policy", "pull"),
     ("build", "path"),
     ("healthcheck", "health"),
     ("mem_limit", "resources.memory"),
