@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod chaos;
 pub mod http;
+pub mod images;
 pub mod program;
 pub mod project;
 pub mod upstream;
@@ -80,7 +81,8 @@ impl Bench {
         Self::build(Supervisor::builder().state_dir(directory.to_owned())).await
     }
 
-    async fn build(builder: SupervisorBuilder) -> Self {
+    /// A supervisor of these options without workers.
+    pub async fn build(builder: SupervisorBuilder) -> Self {
         let supervisor = builder
             .helper_dir(binaries())
             .start()

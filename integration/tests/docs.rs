@@ -20,8 +20,13 @@ fn root() -> PathBuf {
 fn documents() -> Vec<(PathBuf, String)> {
     let root = root();
     let mut found = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
-    for directory in [root.join("docs"), root.join("examples/quickstart")] {
-        for entry in fs::read_dir(directory).unwrap() {
+    for directory in [
+        "docs",
+        "examples/quickstart",
+        "images/node",
+        "images/python",
+    ] {
+        for entry in fs::read_dir(root.join(directory)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "md") {
                 found.push(path);
@@ -92,10 +97,20 @@ fn commands_and_flags_exist() {
             if !command.chars().all(|c| c.is_ascii_lowercase()) || words.len() > 6 {
                 continue;
             }
-            let Some(its_help) = help(&[command]) else {
-                faults.push(format!("{}: iii-super {}", path.display(), words.join(" ")));
+            let missing = || format!("{}: iii-super {}", path.display(), words.join(" "));
+            let Some(mut its_help) = help(&[command]) else {
+                faults.push(missing());
                 continue;
             };
+            if its_help.contains("\nCommands:\n")
+                && let Some(below) = words.get(1).filter(|word| !word.starts_with('-'))
+            {
+                let Some(more) = help(&[command, below]) else {
+                    faults.push(missing());
+                    continue;
+                };
+                its_help += &more;
+            }
             for flag in words.iter().filter(|word| word.starts_with('-')) {
                 let flag = flag.split('=').next().unwrap();
                 if !its_help.contains(flag) && !general.contains(flag) {

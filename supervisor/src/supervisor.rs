@@ -105,6 +105,7 @@ pub struct SupervisorBuilder {
     firmware: Option<FirmwareOptions>,
     progress: Arc<dyn Progress>,
     registry: Option<RegistryOptions>,
+    images_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     forget: bool,
     store_logs: bool,
@@ -140,6 +141,12 @@ impl SupervisorBuilder {
     /// Where firmware comes from; by default what the environment says.
     pub fn firmware(mut self, options: FirmwareOptions) -> Self {
         self.firmware = Some(options);
+        self
+    }
+
+    /// Where images are kept; by default in this user's `~/.iii`. Supervisors may share it.
+    pub fn images_dir(mut self, directory: PathBuf) -> Self {
+        self.images_dir = Some(directory);
         self
     }
 
@@ -257,7 +264,9 @@ impl Host {
             })),
         };
         let vmm_info = vmm.check()?;
-        let mut images = Images::new(firmware.home.images_dir(), options.progress.clone());
+        let directory = options.images_dir;
+        let directory = directory.unwrap_or_else(|| firmware.home.images_dir());
+        let mut images = Images::new(directory, options.progress.clone());
         if let Some(registry) = options.registry {
             images.registry = registry;
         }
@@ -339,6 +348,7 @@ impl Supervisor {
             firmware: None,
             progress: Arc::new(()),
             registry: None,
+            images_dir: None,
             state_dir: None,
             forget: false,
             store_logs: true,

@@ -314,6 +314,9 @@ impl Puller {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

@@ -384,6 +384,12 @@ impl Client {
                 what,
                 reason,
             },
+            // Bytes were asked for that were announced.
+            StatusCode::RANGE_NOT_SATISFIABLE => RegistryError::Answer {
+                registry,
+                what,
+                reason: "it has fewer bytes than were announced",
+            },
             status => RegistryError::Status {
                 registry,
                 what,
