@@ -185,8 +185,10 @@ pub struct Workload {
     pub user: GuestUser,
     /// Limits of its cgroup.
     pub limits: GuestLimits,
-    /// Milliseconds between SIGTERM and SIGKILL when vm-init itself ends it.
+    /// Milliseconds between the stop signal and SIGKILL when vm-init itself ends it.
     pub stop_grace_ms: u64,
+    /// What asks it to end: SIGTERM, unless its image says otherwise.
+    pub stop_signal: i32,
 }
 
 impl fmt::Debug for Workload {

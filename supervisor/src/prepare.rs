@@ -31,6 +31,8 @@ use crate::disks::{DiskError, DiskStore};
 use crate::images::Images;
 use crate::order::launch_order;
 
+/// What asks a workload to end, unless its image says otherwise.
+const SIGTERM: i32 = 15;
 /// virtio-mmio slots that are left for exports and disks beside the serial and the network device.
 const DEVICE_SLOTS: usize = 6;
 
@@ -187,6 +189,7 @@ struct Base {
     /// To whom the files of mounts belong in the guest.
     owner: Owner,
     cwd: String,
+    stop_signal: i32,
     command: Vec<String>,
     env: Vec<(String, String)>,
     disks: Vec<PlanDisk>,
@@ -313,6 +316,7 @@ impl<'a> Preparation<'a> {
             user: accounts.for_guest(account, &spec.mounts),
             owner,
             cwd,
+            stop_signal: SIGTERM,
             command,
             env: spec.env.clone(),
             disks: Vec::new(),
@@ -358,6 +362,7 @@ impl<'a> Preparation<'a> {
             disks: base.disks.into_iter().chain(disks.disks).collect(),
             user: base.user,
             cwd: base.cwd,
+            stop_signal: base.stop_signal,
             policy,
             listeners,
             spec,

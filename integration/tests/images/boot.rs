@@ -55,7 +55,8 @@ fn expected(name: &str) -> Vec<String> {
     .to_vec()
 }
 
-const CONFIG: [(&str, &str); 6] = [
+const CONFIG: [(&str, &str); 7] = [
+    ("stopsignal", "SIGINT"),
     ("user", "app"),
     ("env", "MODE=image"),
     ("entrypoint", "/entry"),
@@ -140,7 +141,7 @@ async fn two_workers_on_one_image_see_it_as_it_was_made_and_keep_it() {
     // As the project of somebody else on the host.
     let project = directory.path().join("project");
     fs::create_dir(&project).unwrap();
-    fs::write(project.join("input"), "from the host").unwrap();
+    fs::write(project.join("input"), "from the host\n").unwrap();
     chown(&project, Some(1234), Some(1234)).ok();
     chown(project.join("input"), Some(1234), Some(1234)).ok();
     let mut mounted = on_image("mounted", &["sh", "-c", "cat /app/input; sleep 1000"]);

@@ -370,7 +370,7 @@ fn the_program_lists_imports_removes_and_prunes() {
         (
             &["rm", "other", "team/saved:1"],
             0,
-            "other:latest removed (0 B freed)",
+            "other:latest removed (0.0 kB freed)",
         ),
         (&["prune"], 0, "freed"),
     ] {

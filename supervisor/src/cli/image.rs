@@ -14,7 +14,6 @@ use super::arguments::{ImageCommand, ImportArguments, LoginArguments, PullArgume
 use super::progress::StderrProgress;
 use super::say::{print, say};
 use super::{FAILED, OK, REFUSED};
-use crate::workers_file::format_size;
 
 /// Most bytes of a password.
 const MAX_PASSWORD: u64 = 1 << 16;
@@ -150,7 +149,7 @@ fn shown(store: &ImageStore, record: &Record, changed: Option<bool>, as_json: bo
         "{} {state} ({}, {})\n",
         record.reference.familiar(),
         record.config.short(),
-        format_size(record.size)
+        size(record.size)
     ))
 }
 
@@ -195,13 +194,24 @@ fn list(store: &ImageStore, as_json: bool) -> u8 {
             [
                 record.reference.familiar(),
                 record.config.short(),
-                format_size(record.size),
+                size(record.size),
                 ago(Duration::from_secs(now.saturating_sub(record.added))),
                 if used { "in use" } else { "" }.to_owned(),
             ]
         })
         .collect();
     print(&table(&["NAME", "ID", "SIZE", "ADDED", ""], &rows))
+}
+
+/// As programs that list images have it: `74.8 MB`.
+fn size(bytes: u64) -> String {
+    let kb = bytes as f64 / 1e3;
+    let (number, unit) = match bytes {
+        0..1_000_000 => (kb, "kB"),
+        1_000_000..1_000_000_000 => (kb / 1e3, "MB"),
+        _ => (kb / 1e6, "GB"),
+    };
+    format!("{number:.1} {unit}")
 }
 
 /// `3 hours ago`.
@@ -251,7 +261,7 @@ fn remove(store: &ImageStore, names: &[String], as_json: bool) -> u8 {
             Ok(freed) => print(&format!(
                 "{} removed ({} freed)\n",
                 name.familiar(),
-                format_size(freed.bytes)
+                size(freed.bytes)
             )),
             Err(error) => {
                 say(error);
@@ -274,7 +284,7 @@ fn prune(store: &ImageStore, as_json: bool) -> u8 {
                 0 => String::new(),
                 n => format!("; {n} without a name stay while workers run on them"),
             };
-            print(&format!("{} freed{kept}\n", format_size(found.bytes)))
+            print(&format!("{} freed{kept}\n", size(found.bytes)))
         }
         Err(error) => {
             say(error);
@@ -297,6 +307,18 @@ mod tests {
             (86_400 * 3, "3 days ago"),
         ] {
             assert_eq!(ago(Duration::from_secs(seconds)), words);
+        }
+    }
+
+    #[test]
+    fn sizes_are_short() {
+        for (bytes, words) in [
+            (0, "0.0 kB"),
+            (999_999, "1000.0 kB"),
+            (74_812_345, "74.8 MB"),
+            (1_234_567_890, "1.2 GB"),
+        ] {
+            assert_eq!(size(bytes), words);
         }
     }
 

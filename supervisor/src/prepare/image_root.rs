@@ -7,7 +7,7 @@ use iii_image::oci::RunConfig;
 use iii_image::{Image, MountView};
 use iii_proto::guest::{GuestUser, Lower};
 
-use super::{Base, Owner, Preparation, PrepareFault};
+use super::{Base, Owner, Preparation, PrepareFault, SIGTERM};
 
 /// By which the guest finds the image.
 const SERIAL: &str = "image";
@@ -58,6 +58,7 @@ impl Preparation<'_> {
                 gid: account.gid,
             },
             cwd,
+            stop_signal: run.stop_signal.unwrap_or(SIGTERM),
             command,
             env,
             disks: vec![PlanDisk {

@@ -95,6 +95,7 @@ fn plan(name: &str, network: bool) -> WorkerPlan {
         disks: Vec::new(),
         user: GuestUser::Named("nobody".into()),
         cwd: "/".into(),
+        stop_signal: 15,
         policy: Policy::default(),
         listeners: Vec::new(),
     }
