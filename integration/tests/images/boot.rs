@@ -213,6 +213,38 @@ async fn two_workers_on_one_image_see_it_as_it_was_made_and_keep_it() {
     puller.store.remove(&name).unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_that_persists_lies_over_the_image_and_its_run_is_fresh() {
+    let directory = tempfile::tempdir().unwrap();
+    let layout = application(directory.path());
+    let puller = puller(directory.path());
+    let name = "app:1".parse().unwrap();
+    let importer = Importer::open(&puller, &layout, &()).unwrap();
+    importer.import(Some(&name)).unwrap();
+    let builder = Supervisor::builder()
+        .images_dir(directory.path().join("images"))
+        .state_dir(directory.path().join("state"));
+    let mut bench = Bench::build(builder).await;
+    let mut worker = on_image("kept", &[]);
+    worker.persist = Some(64 << 20);
+    bench.add(vec![worker]).await;
+    let (_, _, _) = bench.ready(0, "kept").await;
+    exec(
+        &bench,
+        "kept",
+        "echo 1 > /data/kept; echo 1 > /run/app/pid; echo 1 > /tmp/t; sync",
+    )
+    .await;
+    let from = bench.mark();
+    let worker = bench.worker("kept");
+    worker.restart(iii_supervisor::Scope::Vm).await.unwrap();
+    bench.ready(from, "kept").await;
+    let script = "cat /data/kept; ls /run/app /tmp; stat -c %u:%a /run/app /tmp /who";
+    let said = exec(&bench, "kept", script).await;
+    assert_eq!(said, "1\n/run/app:\n\n/tmp:\n999:750\n0:1777\n0:4755");
+    drop(bench.stop().await);
+}
+
 /// A copy of what `iii-super` needs, which anybody may read, and a home filled with the firmware
 /// that the other tests use.
 fn anybody(directory: &Path, owner: u32) -> (Command, PathBuf) {
