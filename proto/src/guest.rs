@@ -200,6 +200,7 @@ impl fmt::Debug for Workload {
             user,
             limits,
             stop_grace_ms,
+            stop_signal,
         } = self;
         f.debug_struct("Workload")
             .field("command", command)
@@ -208,6 +209,7 @@ impl fmt::Debug for Workload {
             .field("user", user)
             .field("limits", limits)
             .field("stop_grace_ms", stop_grace_ms)
+            .field("stop_signal", stop_signal)
             .finish()
     }
 }
