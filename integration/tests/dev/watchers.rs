@@ -44,9 +44,13 @@ fn a_program_that_watches_by_itself_is_left_to_do_so() {
     let first = dev.line(0, "version 1");
     // In its place: Node watches the file itself, not its name.
     project.write("index.js", &index.replace("version 1", "version 2"));
-    dev.line(first, "version 2");
-    dev.quit();
+    let second = dev.line(first, "version 2");
     assert_eq!(dev.count("workload-started"), 1, "{}", dev.story());
+    // A new file under its name: nothing that Node could see.
+    project.save("index.js", &index.replace("version 1", "version 3"));
+    dev.line(second, "version 3");
+    dev.quit();
+    assert_eq!(dev.count("workload-started"), 2, "{}", dev.story());
 }
 
 /// inotify(7) without a library, as Python's watchdog uses it.
