@@ -20,6 +20,9 @@ pub(super) use running::{
     EventsArguments, ExecArguments, PsArguments, RestartArguments, StartArguments, StopArguments,
 };
 
+/// How `run --detach` starts the run.
+pub(super) const IN_BACKGROUND: &str = "--in-background";
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0    all is well
@@ -266,6 +269,18 @@ pub(super) struct RunArguments {
     /// What runs the VMs; auto: the fastest that this host can really run
     #[arg(long, value_enum, default_value_t = Vmm::Auto)]
     pub(super) vmm: Vmm,
+    /// Run in the background; return once every worker is ready
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// With --detach: return once the workers are being started
+    #[arg(long, requires = "detach")]
+    pub(super) no_wait: bool,
+    /// Bring a run in the background back to this terminal
+    #[arg(long, conflicts_with_all = ["detach", "names", "vmm", "reset_failed"])]
+    pub(super) attach: bool,
+    /// How --detach starts the run
+    #[arg(long = "in-background", hide = true, conflicts_with_all = ["detach", "attach"])]
+    pub(super) in_background: bool,
     /// Forget the restart counters and the failures that a supervisor which was killed has left
     #[arg(long)]
     pub(super) reset_failed: bool,

@@ -114,7 +114,8 @@ async fn tell(mut answer: Answer, as_json: bool, awaited: bool) -> Result<u8, Fa
     Ok(code)
 }
 
-fn is_well(worker: &WorkerInfo) -> bool {
+/// Ready, or complete.
+pub(super) fn is_well(worker: &WorkerInfo) -> bool {
     match (&worker.state, &worker.outcome) {
         (WorkerState::Ready, _) => true,
         (WorkerState::Done, Some(Outcome::Done(exit))) => exit.is_success(),

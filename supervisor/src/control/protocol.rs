@@ -64,6 +64,10 @@ pub enum Request {
     Events(EventsRequest),
     /// What workloads have written lately, and what they will.
     Logs(LogsRequest),
+    /// All that a foreground run prints: events and output as they come, until the run's end
+    /// ([`Reply::Ended`]), or, if so asked, until each worker has been ready or has ended: then a
+    /// [`Reply::Worker`] for each.
+    Attach(AttachRequest),
     /// Start workers, and those at rest that they wait for: a [`Reply::Worker`] for each.
     Start(StartRequest),
     /// Stop workers: a [`Reply::Worker`] for each once nothing of it runs.
@@ -82,6 +86,20 @@ pub enum Request {
 
 /// The only exec session of a connection.
 pub const SESSION: SessionId = SessionId(0);
+
+/// What is shown of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Output beside events.
+    #[serde(default)]
+    pub logs: bool,
+    /// The events that the supervisor has kept before those to come.
+    #[serde(default)]
+    pub recent: bool,
+    /// Until each worker has been ready or has ended.
+    #[serde(default)]
+    pub until_settled: bool,
+}
 
 /// Which workers to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -84,6 +84,39 @@ pub async fn print(
     flush(&mut out, &mut text).await
 }
 
+/// Puts out events alone, each with its date, until `finish` says that nothing more will come.
+pub async fn print_events(
+    format: &Format,
+    mut events: EventStream,
+    mut finish: oneshot::Receiver<()>,
+    mut put: impl FnMut(&str),
+) -> io::Result<()> {
+    let mut text = String::new();
+    let mut over = false;
+    while !over {
+        let mut next = tokio::select! {
+            biased;
+            event = events.next() => match event {
+                Some(event) => Some(event),
+                None => return Ok(()),
+            },
+            _ = &mut finish => {
+                over = true;
+                events.try_next()
+            }
+        };
+        while let Some(event) = next {
+            match event {
+                Ok(event) => format.dated_event(&event, &mut text)?,
+                Err(Missed(missed)) => format.missed(missed, &mut text),
+            }
+            next = events.try_next();
+        }
+        put(&std::mem::take(&mut text));
+    }
+    Ok(())
+}
+
 async fn flush(out: &mut (impl AsyncWrite + Unpin), text: &mut String) -> io::Result<()> {
     if !text.is_empty() {
         out.write_all(text.as_bytes()).await?;
@@ -106,14 +139,20 @@ impl Format {
     }
 
     pub(super) fn event(&self, event: &Event, out: &mut String) -> io::Result<()> {
+        self.stamped_event(event, TIME, out)
+    }
+
+    fn dated_event(&self, event: &Event, out: &mut String) -> io::Result<()> {
+        self.stamped_event(event, DATE_AND_TIME, out)
+    }
+
+    fn stamped_event(&self, event: &Event, stamp: &str, out: &mut String) -> io::Result<()> {
+        let stamp = local(event.time_unix_ms, stamp);
         match self {
-            Self::Human(screen) => {
-                let stamp = time_of_day(event.time_unix_ms.saturating_mul(1_000_000));
-                match human::event(event, screen, &stamp) {
-                    Some(text) => *out += &text,
-                    None => return Ok(()),
-                }
-            }
+            Self::Human(screen) => match human::event(event, screen, &stamp) {
+                Some(text) => *out += &text,
+                None => return Ok(()),
+            },
             Self::Json => *out += &json::event(event)?,
         }
         out.push('\n');
@@ -127,6 +166,27 @@ impl Format {
         }
         out.push('\n');
     }
+}
+
+/// What stands before a line on a terminal.
+const TIME: &str = "%H:%M:%S";
+/// What stands before a line that may be read on another day.
+const DATE_AND_TIME: &str = "%Y-%m-%d %H:%M:%S";
+
+/// The local time.
+fn local(unix_ms: u64, format: &str) -> String {
+    let time = i64::try_from(unix_ms)
+        .ok()
+        .and_then(chrono::DateTime::from_timestamp_millis);
+    match time {
+        Some(utc) => utc.with_timezone(&chrono::Local).format(format).to_string(),
+        None => String::from("--:--:--"),
+    }
+}
+
+/// Output is stamped with the time of its arrival: the guest's clock is the guest's claim.
+fn stamp_now() -> String {
+    chrono::Local::now().format(TIME).to_string()
 }
 
 #[cfg(test)]

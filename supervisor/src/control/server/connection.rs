@@ -230,6 +230,15 @@ async fn handle(
             drop(place);
             Ok(Ok(End::Done))
         }
+        Request::Attach(wanted) => {
+            let place = match place(shared, true) {
+                Ok(place) => place,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let done = stream::attach(wanted, reader, answer, shared).await;
+            drop(place);
+            done
+        }
         Request::Start(wanted) => requests::start(wanted, reader, answer, shared).await,
         Request::Stop(wanted) => requests::stop(wanted, reader, answer, shared).await,
         Request::Restart(wanted) => requests::restart(wanted, reader, answer, shared).await,

@@ -1,149 +1,28 @@
-//! `iii-super run`: file → checks → start → print until all is done.
+//! The course of a run: from workers that can be started to the end of all.
 
-use std::future::Future;
-use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use iii_firmware::home::IiiHome;
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::{Notify, mpsc};
 
-use super::arguments::{Colour, RunArguments, Vmm};
-use super::config::load;
-use super::progress::StderrProgress;
-use super::project;
-use super::say::say;
-use super::service;
-use super::signals::Signals;
-use super::{FAILED, KILLED, OK, REFUSED};
+use super::super::say::say;
+use super::super::service;
+use super::super::signals::Signals;
+use super::super::{FAILED, KILLED, OK};
+use super::background::BackgroundLog;
+use super::printer::Printer;
 use crate::control::server::{ControlServer, Order, Requests};
 use crate::control::socket::ControlSocket;
-use crate::output::printer::{self, Format};
-use crate::output::screen::Screen;
-use crate::{
-    Outcome, Outcomes, PrepareError, PreparedWorker, Shutdown, StartError, Supervisor, VmmChoice,
-    WorkerSpec,
-};
-
-/// How long what is left may take to be printed once all workers have ended: a reader that has
-/// stopped reading must not keep the program.
-const LAST_WORDS: Duration = Duration::from_secs(5);
-
-pub(super) fn run(args: &RunArguments, colour: &Colour) -> u8 {
-    let Some((file, selected)) = load(&args.file) else {
-        return REFUSED;
-    };
-    let format = if args.file.json {
-        Format::Json
-    } else {
-        let looks = file.workers.iter().map(|w| (&w.name, w.health.is_some()));
-        let screen = Screen::new(looks, colour.of_stdout(), args.verbose);
-        Format::Human(screen)
-    };
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            say(format_args!("failed to start threads: {error}"));
-            return REFUSED;
-        }
-    };
-    let code = runtime.block_on(supervise(&file.path, selected, args, format));
-    // A write to a stalled stdout may hang in a thread of the runtime; nothing waits for it.
-    runtime.shutdown_background();
-    code
-}
-
-async fn supervise(file: &Path, specs: Vec<WorkerSpec>, args: &RunArguments, format: Format) -> u8 {
-    let mut signals = match Signals::install() {
-        Ok(signals) => signals,
-        Err(error) => {
-            say(format_args!("failed to listen for signals: {error}"));
-            return REFUSED;
-        }
-    };
-    let state = match IiiHome::from_env().map(|home| project::state_dir(&home, file)) {
-        Ok(Ok(directory)) => directory,
-        Ok(Err(error)) => {
-            say(&error);
-            return REFUSED;
-        }
-        Err(error) => {
-            say(&error);
-            return REFUSED;
-        }
-    };
-    let progress = Arc::new(StderrProgress::new());
-    let builder = Supervisor::builder()
-        .state_dir(state.clone())
-        .forget(args.reset_failed)
-        .vmm(match args.vmm {
-            Vmm::Auto => VmmChoice::Auto,
-            Vmm::Qemu => VmmChoice::Qemu,
-        })
-        .progress(progress.clone());
-    let ready = tokio::select! {
-        ready = make_ready(builder.start(), specs) => ready,
-        name = signals.next() => {
-            progress.finish();
-            say(format_args!("{name}: nothing was started yet"));
-            return KILLED;
-        }
-    };
-    progress.finish();
-    let (supervisor, workers) = match ready {
-        Ok(ready) => ready,
-        Err(refusals) => {
-            refusals.iter().for_each(say);
-            return REFUSED;
-        }
-    };
-    // The state directory is locked by now.
-    let socket = match ControlSocket::open(&state) {
-        Ok(socket) => socket,
-        Err(error) => {
-            say(&error);
-            return REFUSED;
-        }
-    };
-    // What cannot be made absolute was not read either.
-    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    Run::start(supervisor, socket, file, workers, format)
-        .finish(signals)
-        .await
-}
-
-/// The supervisor and workers that can be started, or everything that stands against it.
-async fn make_ready(
-    start: impl Future<Output = Result<Supervisor, StartError>>,
-    specs: Vec<WorkerSpec>,
-) -> Result<(Supervisor, Vec<PreparedWorker>), Vec<String>> {
-    let supervisor = start.await.map_err(|error| vec![error.to_string()])?;
-    match supervisor.prepare(specs).await {
-        Ok(workers) => Ok((supervisor, workers)),
-        Err(errors) => Err(errors.iter().map(PrepareError::to_string).collect()),
-    }
-}
+use crate::output::printer::Format;
+use crate::{Outcome, Outcomes, PreparedWorker, Shutdown, Supervisor};
 
 /// Workers that run, and what prints what they do.
-struct Run {
+pub(super) struct Run {
     supervisor: Arc<Supervisor>,
     control: ControlServer,
     requests: Requests,
     workers: Vec<PreparedWorker>,
     printer: Printer,
-}
-
-/// Prints what happens in the background.
-pub(super) struct Printer {
-    task: JoinHandle<io::Result<()>>,
-    done: oneshot::Sender<()>,
-    broken: bool,
 }
 
 /// What ended the normal course of things.
@@ -159,14 +38,18 @@ enum End {
 }
 
 impl Run {
-    fn start(
+    pub(super) fn start(
         supervisor: Supervisor,
         socket: ControlSocket,
         file: PathBuf,
         workers: Vec<PreparedWorker>,
         format: Format,
+        log: Option<BackgroundLog>,
     ) -> Self {
-        let printer = Printer::start(&supervisor, format);
+        let printer = match log {
+            Some(log) => Printer::into_log(&supervisor, format, log),
+            None => Printer::start(&supervisor, format),
+        };
         let supervisor = Arc::new(supervisor);
         let (control, requests) = ControlServer::start(socket, Arc::clone(&supervisor), file);
         Self {
@@ -179,7 +62,7 @@ impl Run {
     }
 
     /// Runs to the end; then nothing of it is left.
-    async fn finish(mut self, mut signals: Signals) -> u8 {
+    pub(super) async fn finish(mut self, mut signals: Signals) -> u8 {
         let code = self.supervise(&mut signals).await;
         let Self {
             supervisor,
@@ -314,56 +197,5 @@ fn is_failure(outcome: &Outcome) -> bool {
         Outcome::Done(exit) => !exit.is_success(),
         // By request; and what a later version adds is no failure that this one knows of.
         _ => false,
-    }
-}
-
-impl Printer {
-    /// Prints what a new supervisor tells from now on.
-    pub(super) fn start(supervisor: &Supervisor, format: Format) -> Self {
-        let events = supervisor.events();
-        let logs = supervisor
-            .take_logs()
-            .expect("the supervisor is new, so nobody has taken its logs");
-        let (done, finish) = oneshot::channel();
-        let print = printer::print(format, events, logs, finish, tokio::io::stdout());
-        Self {
-            task: tokio::spawn(print),
-            done,
-            broken: false,
-        }
-    }
-
-    /// Resolves when printing has failed: `true` if nobody reads.
-    pub(super) async fn ended(&mut self) -> bool {
-        let result = (&mut self.task).await;
-        self.broken = true;
-        match result {
-            Ok(Err(error)) if error.kind() == ErrorKind::BrokenPipe => true,
-            Ok(Ok(())) => false,
-            Ok(Err(error)) => {
-                say(format_args!("failed to write to stdout: {error}; stopping"));
-                false
-            }
-            Err(error) => {
-                say(format_args!("failed to print: {error}; stopping"));
-                false
-            }
-        }
-    }
-
-    /// Prints what is left.
-    pub(super) async fn close(&mut self) {
-        if self.broken {
-            return;
-        }
-        // An error means that the printer has ended by itself, which `ended` tells.
-        let (done, _) = oneshot::channel();
-        std::mem::replace(&mut self.done, done).send(()).ok();
-        if tokio::time::timeout(LAST_WORDS, self.ended())
-            .await
-            .is_err()
-        {
-            say("stdout is not read: the last lines are not printed");
-        }
     }
 }
