@@ -227,7 +227,7 @@ w.yaml:8:14: workers.web.mounts[0]: the directory {missing} does not exist
     make it: mkdir -p {missing}
 w.yaml:8:28: workers.web.mounts[1]: {secrets} is not a directory
     only directories can be shown to a guest: name the directory that holds the file
-w.yaml:9:12: workers.web.image: failed to read the image name \"Alpine\": a repository has no capital letters; a name is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], as debian:12-slim or localhost:5000/team/app@sha256:…
+w.yaml:9:12: workers.web.image: \"Alpine\" is no image name: a repository has no capital letters; a name is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], as debian:12-slim or localhost:5000/team/app@sha256:…
 w.yaml:11:14: workers.api.command: `|` is shell syntax, and no shell runs this command
     write it as a list: [sh, -c, \"…\"]; a literal word is quoted in a list
 w.yaml:12:13: workers.api.ports[0]: host port 8080 is taken by workers.web.ports[0] at line 7

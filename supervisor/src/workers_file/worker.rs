@@ -173,8 +173,13 @@ fn image(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<RootSpec> {
         return Some(RootSpec::Host);
     };
     let reference = reader.parsed_expanded(&s, |text| {
-        text.parse::<ImageReference>()
-            .map_err(|error| error.to_string())
+        text.parse::<ImageReference>().map_err(|error| {
+            format!(
+                "is no image name: {}; a name is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], as \
+                 debian:12-slim or localhost:5000/team/app@sha256:…",
+                error.reason()
+            )
+        })
     });
     let mut image = ImageSpec::new(reference?);
     if let Some(s) = fields.get("pull") {
