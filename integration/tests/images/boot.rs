@@ -49,7 +49,7 @@ fn expected(name: &str) -> Vec<String> {
         &format!("hosts 1 {name}"),
         "linked 2",
         "write ok",
-        "init init",
+        "init vm-init",
     ]
     .map(str::to_owned)
     .to_vec()
