@@ -280,6 +280,15 @@ pub enum EventKind {
         /// For the user.
         message: String,
     },
+    /// The workers file was read again, and what it says now holds.
+    Reloaded {
+        /// Workers that are new.
+        started: Vec<WorkerName>,
+        /// Workers whose settings have changed.
+        restarted: Vec<WorkerName>,
+        /// Workers that are gone.
+        removed: Vec<WorkerName>,
+    },
     /// All workers have ended and the supervisor with them.
     SupervisorStopped,
 }
@@ -427,6 +436,7 @@ fn text_of(kind: &EventKind) -> usize {
         | EventKind::ActorRestarted { .. }
         | EventKind::WorkerDone { .. }
         | EventKind::WorkerStopped
+        | EventKind::Reloaded { .. }
         | EventKind::SupervisorStopped => 0,
     }
 }
@@ -663,6 +673,11 @@ mod tests {
             EventKind::WorkerStopped,
             EventKind::WorkerFailed { reason: text() },
             EventKind::Warning { message: text() },
+            EventKind::Reloaded {
+                started: vec![name.clone()],
+                restarted: Vec::new(),
+                removed: vec![name.clone()],
+            },
             EventKind::SupervisorStopped,
         ];
         for kind in kinds {

@@ -250,7 +250,8 @@ fn garbage_behind_a_command_ends_that_command_alone() {
         frame.resize(20 + bytes, b'x');
         frame
     };
-    let beyond_the_window = input(32_000).repeat(9);
+    // And beyond what the guest's pipe takes, for which there is new credit.
+    let beyond_the_window = input(32_000).repeat(40);
     for garbage in [
         &[0xff; 100_000][..],
         b"\0\0\0\0",
@@ -275,7 +276,8 @@ fn garbage_behind_a_command_ends_that_command_alone() {
             assert_eq!(
                 error.kind(),
                 std::io::ErrorKind::ConnectionReset,
-                "{garbage:?}"
+                "{:?}",
+                &garbage[..garbage.len().min(16)]
             );
         }
     }

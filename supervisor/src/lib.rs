@@ -24,12 +24,16 @@ mod dev;
 mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;
+#[cfg(feature = "cli")]
+mod gate;
 mod images;
 pub mod log_store;
 mod order;
 #[cfg(feature = "cli")]
 pub mod output;
 mod prepare;
+#[cfg(feature = "cli")]
+mod reload;
 mod state;
 mod streams;
 mod supervisor;
@@ -42,8 +46,8 @@ pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession
 pub use iii_actors::logs::LogReader;
 pub use iii_actors::spec::{self, WorkerSpec};
 pub use iii_actors::{
-    AddError, Fault, InjectError, Outcome, Outcomes, RequestError, Scope, SystemError, WorkerState,
-    WorkerStatus,
+    AddError, Fault, InjectError, Outcome, Outcomes, ReplaceError, RequestError, Scope,
+    SystemError, WorkerState, WorkerStatus,
 };
 pub use iii_image::registry;
 pub use iii_proto::ids::WorkerName;

@@ -174,6 +174,8 @@ pub(crate) struct Preparation<'a> {
     disks: Option<DiskStore>,
     images: &'a Images,
     present: Vec<WorkerName>,
+    /// Listeners of workers that are to go, for those that publish the same ports after them.
+    inherited: Vec<TcpListener>,
     host_root: Option<(Arc<HostRoot>, Arc<[u8]>)>,
     /// vm-init alone: an image is a root without a skeleton.
     bare_medium: Option<Arc<[u8]>>,
@@ -209,9 +211,15 @@ impl<'a> Preparation<'a> {
             disks,
             images,
             present,
+            inherited: Vec::new(),
             host_root: None,
             bare_medium: None,
         }
+    }
+
+    /// Listeners of workers that are to go, for those that publish the same ports after them.
+    pub(crate) fn inheriting(self, inherited: Vec<TcpListener>) -> Self {
+        Self { inherited, ..self }
     }
 
     /// Checks all workers. Either all can be started, or every fault is told.
@@ -336,7 +344,7 @@ impl<'a> Preparation<'a> {
             Policy::default()
         });
         let (mut mounts, exports) = mounts(&spec, &base, &mut faults);
-        let listeners = listeners(&spec, &mut faults);
+        let listeners = listeners(&spec, &mut self.inherited, &mut faults);
         let owner = (base.owner.uid, base.owner.gid);
         // Made only for a worker that could be started otherwise.
         let disks = match faults.is_empty() {
@@ -521,14 +529,28 @@ fn too_many_mounts(wanted: usize, root: usize, disks: usize) -> Option<PrepareFa
     })
 }
 
-fn listeners(spec: &WorkerSpec, faults: &mut Vec<PrepareFault>) -> Vec<(TcpListener, u16)> {
+fn listeners(
+    spec: &WorkerSpec,
+    inherited: &mut Vec<TcpListener>,
+    faults: &mut Vec<PrepareFault>,
+) -> Vec<(TcpListener, u16)> {
     let mut listeners = Vec::new();
     for port in &spec.ports {
         let address = SocketAddr::new(port.address, port.host_port);
+        let at = |listener: &TcpListener| listener.local_addr().ok();
+        if let Some(n) = inherited.iter().position(|l| at(l) == Some(address)) {
+            listeners.push((inherited.swap_remove(n), port.guest_port));
+            continue;
+        }
         match bind(address) {
             Ok(listener) => listeners.push((listener, port.guest_port)),
             Err(source) => {
+                let same_port = |l: &TcpListener| at(l).map(|a| a.port()) == Some(port.host_port);
                 let remedy = match source.kind() {
+                    std::io::ErrorKind::AddrInUse if inherited.iter().any(same_port) => {
+                        "a worker that is to be replaced or removed still listens there on another \
+                         address: stop it first"
+                    }
                     std::io::ErrorKind::AddrInUse => {
                         "another program listens there: stop it or publish another port"
                     }

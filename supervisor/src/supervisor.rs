@@ -1,6 +1,7 @@
 //! The library: a supervisor that any program can embed. No actix type is in its interface, and it
 //! works from any tokio runtime: the actors have threads of their own.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use iii_actors::memory::Keeper;
 use iii_actors::plan::Environment;
 use iii_actors::spec::WorkerSpec;
 use iii_actors::{
-    ActorSystem, AddError, Fault, InjectError, Outcomes, RequestError, SystemError, WorkerStatus,
+    ActorSystem, AddError, Fault, InjectError, Outcomes, ReplaceError, RequestError, SystemError,
+    WorkerStatus,
 };
 use iii_firmware::options::OptionsError;
 use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, Progress};
@@ -379,11 +381,23 @@ impl Supervisor {
         &self,
         specs: Vec<WorkerSpec>,
     ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
+        self.prepare_inheriting(specs, Vec::new()).await
+    }
+
+    async fn prepare_inheriting(
+        &self,
+        specs: Vec<WorkerSpec>,
+        inherited: Vec<TcpListener>,
+    ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
         let (firmware, images) = (Arc::clone(&self.firmware), Arc::clone(&self.images));
         let present = self.workers().await.unwrap_or_default();
         let present = present.into_iter().map(|status| status.name).collect();
         let disks = self.disk_store();
-        let work = move || Preparation::new(&firmware, &images, disks, present).prepare(specs);
+        let work = move || {
+            Preparation::new(&firmware, &images, disks, present)
+                .inheriting(inherited)
+                .prepare(specs)
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             // Only a panic in there, or a runtime that is shutting down; neither has a remedy.
@@ -413,6 +427,54 @@ impl Supervisor {
         Ok(self.worker(name))
     }
 
+    /// As [`Self::prepare`], for workers that come after others that are there: what a worker of
+    /// `instead_of` publishes now may be published by one of these.
+    ///
+    /// # Errors
+    /// Every fault of every spec.
+    pub async fn prepare_instead(
+        &self,
+        specs: Vec<WorkerSpec>,
+        instead_of: &[WorkerName],
+    ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
+        let mut inherited = Vec::new();
+        for worker in instead_of {
+            match self.system.listeners(worker.clone()).await {
+                Ok(listeners) => inherited.extend(listeners),
+                // Then its ports are found in use, which is told.
+                Err(error) => tracing::warn!(%worker, %error, "failed to hand on its ports"),
+            }
+        }
+        self.prepare_inheriting(specs, inherited).await
+    }
+
+    /// Takes a prepared worker without starting it.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub async fn hold(&self, worker: PreparedWorker) -> Result<Worker, AddError> {
+        let name = worker.plan.spec.name.clone();
+        if let Some(keeper) = &self.keeper {
+            keeper.declare(&worker.plan.spec);
+        }
+        self.system.add(worker.plan, None, false).await?;
+        Ok(self.worker(name))
+    }
+
+    /// Gives the worker of this name other settings: what runs of it is stopped in order and started
+    /// anew, what is at rest is started. Counters begin anew; neighbours go on.
+    ///
+    /// # Errors
+    /// [`ReplaceError`] for a name that is not there, and dependencies that cannot be.
+    pub async fn replace(&self, worker: PreparedWorker) -> Result<Worker, ReplaceError> {
+        let name = worker.plan.spec.name.clone();
+        if let Some(keeper) = &self.keeper {
+            keeper.declare(&worker.plan.spec);
+        }
+        self.system.replace(worker.plan).await?;
+        Ok(self.worker(name))
+    }
+
     /// A handle to a worker. Whether there is one of that name shows with the first request.
     pub fn worker(&self, name: WorkerName) -> Worker {
         Worker {
@@ -428,6 +490,13 @@ impl Supervisor {
     /// [`RequestError::Ended`].
     pub async fn workers(&self) -> Result<Vec<WorkerStatus>, RequestError> {
         self.system.statuses().await
+    }
+
+    /// Begins to stop workers within their grace, each behind those of them that depend on it;
+    /// [`Worker::at_rest`] tells when that is done. [`Worker::stop`] for each in turn would stop the
+    /// first before it is known that its dependents are to stop as well.
+    pub fn stop(&self, workers: Vec<WorkerName>) {
+        self.system.stop_workers(workers);
     }
 
     /// Stops a worker within its grace and forgets it; resolves when nothing of it is left, its
@@ -551,6 +620,12 @@ impl Supervisor {
     #[cfg(feature = "cli")]
     pub(crate) fn emit(&self, worker: &WorkerName, kind: EventKind) {
         self.bus.emit(Some(worker), None, kind);
+    }
+
+    /// The same of the supervisor itself.
+    #[cfg(feature = "cli")]
+    pub(crate) fn tell(&self, kind: EventKind) {
+        self.bus.emit(None, None, kind);
     }
 
     fn disk_store(&self) -> Option<DiskStore> {

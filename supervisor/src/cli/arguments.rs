@@ -278,8 +278,11 @@ pub(super) struct RunArguments {
     /// Bring a run in the background back to this terminal
     #[arg(long, conflicts_with_all = ["detach", "names", "vmm", "reset_failed"])]
     pub(super) attach: bool,
+    /// Read the workers file again: start what is new, remove what is gone, restart what has changed
+    #[arg(long, conflicts_with_all = ["detach", "attach", "vmm", "reset_failed"])]
+    pub(super) reload: bool,
     /// How --detach starts the run
-    #[arg(long = "in-background", hide = true, conflicts_with_all = ["detach", "attach"])]
+    #[arg(long = "in-background", hide = true, conflicts_with_all = ["detach", "attach", "reload"])]
     pub(super) in_background: bool,
     /// Forget the restart counters and the failures that a supervisor which was killed has left
     #[arg(long)]

@@ -106,6 +106,7 @@ async fn tell(mut answer: Answer, as_json: bool, awaited: bool) -> Result<u8, Fa
             Reply::Event(_)
             | Reply::Log(_)
             | Reply::Missed(_)
+            | Reply::Reloaded(_)
             | Reply::Opened(_)
             | Reply::Done
             | Reply::Refused(_) => {}

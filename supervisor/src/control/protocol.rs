@@ -77,6 +77,8 @@ pub enum Request {
     /// Stop all workers and end: a [`Reply::Worker`] for each once nothing of it runs, then
     /// [`Reply::Ended`]. The connection is closed when the state directory is free again.
     Shutdown(ShutdownRequest),
+    /// Read the workers file again and make it so: a [`Reply::Reloaded`].
+    Reload(ReloadRequest),
     /// Run a command in a worker's guest. After [`Reply::Opened`] both ends speak frames of
     /// [`iii_proto::exec`] instead of lines, the client as the host and the supervisor as the guest,
     /// in the session [`SESSION`], which is open already. The supervisor's last frame is `Exited`,
@@ -133,6 +135,27 @@ pub struct RestartRequest {
     /// Answer for each once it is ready again, or at rest and will not be; else at once.
     #[serde(default)]
     pub wait: bool,
+}
+
+/// What to read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadRequest {
+    /// From now on these workers and those that they depend on; `null`: as before.
+    #[serde(default)]
+    pub names: Option<Vec<String>>,
+}
+
+/// What a reload has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Workers that are new.
+    pub started: Vec<WorkerName>,
+    /// Workers whose settings have changed.
+    pub restarted: Vec<WorkerName>,
+    /// Workers that are gone; nothing of them runs.
+    pub removed: Vec<WorkerName>,
+    /// Workers that are as they were.
+    pub unchanged: Vec<WorkerName>,
 }
 
 /// How to end.
@@ -221,6 +244,8 @@ pub enum Reply {
     Log(Box<RawValue>),
     /// So many items were not kept for a reader as slow as this.
     Missed(u64),
+    /// What a reload has done.
+    Reloaded(Reloaded),
     /// A command runs; frames follow.
     Opened(Opened),
     /// That was all.
@@ -266,6 +291,8 @@ pub enum RefusalKind {
     BadRequest,
     /// It names a worker that is not there.
     UnknownWorker,
+    /// The workers file has faults; nothing was changed.
+    Faults,
     /// The supervisor is ending.
     Ended,
     /// It was tried and did not work.

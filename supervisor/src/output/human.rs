@@ -232,6 +232,11 @@ fn describe(kind: &EventKind) -> Words {
             action,
         } => source_changed(paths, *more, *action),
         EventKind::Warning { message } => words(Tone::Warn, format!("warning: {message}")),
+        EventKind::Reloaded {
+            started,
+            restarted,
+            removed,
+        } => words(Tone::Plain, reloaded(started, restarted, removed)),
         EventKind::SupervisorStopped => words(Tone::Dim, "all workers have ended"),
         // Kinds that are newer than these words are shown as their data.
         other => words(
@@ -381,6 +386,30 @@ fn span(duration: Duration) -> String {
 #[cfg(test)]
 #[path = "human_tests.rs"]
 mod tests;
+
+/// What reading the file again has changed.
+pub fn reloaded(
+    started: &[WorkerName],
+    restarted: &[WorkerName],
+    removed: &[WorkerName],
+) -> String {
+    let parts: Vec<String> = [
+        ("starting", started),
+        ("restarting", restarted),
+        ("removed", removed),
+    ]
+    .into_iter()
+    .filter(|(_, names)| !names.is_empty())
+    .map(|(what, names)| {
+        let names: Vec<&str> = names.iter().map(WorkerName::as_str).collect();
+        format!("{what} {}", names.join(", "))
+    })
+    .collect();
+    if parts.is_empty() {
+        return String::from("the workers file was read again: nothing has changed");
+    }
+    format!("the workers file was read again: {}", parts.join("; "))
+}
 
 /// What a supervisor that was killed has left.
 fn recovered(state: WorkerState, lost_boot: Option<BootId>, restarts: usize) -> String {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
 use super::screen::Screen;
-use super::stamp::time_of_day;
+use super::stamp::{date_and_time, time_of_day};
 use super::{human, json};
 use crate::streams::{EventStream, Missed};
 
@@ -139,15 +139,20 @@ impl Format {
     }
 
     pub(super) fn event(&self, event: &Event, out: &mut String) -> io::Result<()> {
-        self.stamped_event(event, TIME, out)
+        self.stamped_event(event, time_of_day, out)
     }
 
     fn dated_event(&self, event: &Event, out: &mut String) -> io::Result<()> {
-        self.stamped_event(event, DATE_AND_TIME, out)
+        self.stamped_event(event, date_and_time, out)
     }
 
-    fn stamped_event(&self, event: &Event, stamp: &str, out: &mut String) -> io::Result<()> {
-        let stamp = local(event.time_unix_ms, stamp);
+    fn stamped_event(
+        &self,
+        event: &Event,
+        stamp: fn(u64) -> String,
+        out: &mut String,
+    ) -> io::Result<()> {
+        let stamp = stamp(event.time_unix_ms.saturating_mul(1_000_000));
         match self {
             Self::Human(screen) => match human::event(event, screen, &stamp) {
                 Some(text) => *out += &text,
@@ -166,27 +171,6 @@ impl Format {
         }
         out.push('\n');
     }
-}
-
-/// What stands before a line on a terminal.
-const TIME: &str = "%H:%M:%S";
-/// What stands before a line that may be read on another day.
-const DATE_AND_TIME: &str = "%Y-%m-%d %H:%M:%S";
-
-/// The local time.
-fn local(unix_ms: u64, format: &str) -> String {
-    let time = i64::try_from(unix_ms)
-        .ok()
-        .and_then(chrono::DateTime::from_timestamp_millis);
-    match time {
-        Some(utc) => utc.with_timezone(&chrono::Local).format(format).to_string(),
-        None => String::from("--:--:--"),
-    }
-}
-
-/// Output is stamped with the time of its arrival: the guest's clock is the guest's claim.
-fn stamp_now() -> String {
-    chrono::Local::now().format(TIME).to_string()
 }
 
 #[cfg(test)]

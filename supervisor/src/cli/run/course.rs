@@ -1,27 +1,29 @@
 //! The course of a run: from workers that can be started to the end of all.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, mpsc};
 
 use super::super::say::say;
 use super::super::service;
-use super::super::signals::Signals;
+use super::super::signals::{Asked, Signals};
 use super::super::{FAILED, KILLED, OK};
 use super::background::BackgroundLog;
 use super::printer::Printer;
 use crate::control::server::{ControlServer, Order, Requests};
 use crate::control::socket::ControlSocket;
+use crate::gate::Gate;
 use crate::output::printer::Format;
-use crate::{Outcome, Outcomes, PreparedWorker, Shutdown, Supervisor};
+use crate::reload::Reloader;
+use crate::{Outcome, Outcomes, PreparedWorker, Shutdown, Supervisor, WorkerState};
 
 /// Workers that run, and what prints what they do.
 pub(super) struct Run {
     supervisor: Arc<Supervisor>,
+    gate: Arc<Gate>,
+    reloader: Arc<Reloader>,
     control: ControlServer,
     requests: Requests,
-    workers: Vec<PreparedWorker>,
     printer: Printer,
 }
 
@@ -38,27 +40,43 @@ enum End {
 }
 
 impl Run {
-    pub(super) fn start(
-        supervisor: Supervisor,
+    /// Starts the workers, then answers clients: whoever asks finds all of them. The exit code if one
+    /// was not taken.
+    pub(super) async fn start(
+        supervisor: Arc<Supervisor>,
+        gate: Arc<Gate>,
+        reloader: Arc<Reloader>,
         socket: ControlSocket,
-        file: PathBuf,
         workers: Vec<PreparedWorker>,
         format: Format,
         log: Option<BackgroundLog>,
-    ) -> Self {
-        let printer = match log {
+    ) -> Result<Self, u8> {
+        let mut printer = match log {
             Some(log) => Printer::into_log(&supervisor, format, log),
             None => Printer::start(&supervisor, format),
         };
-        let supervisor = Arc::new(supervisor);
-        let (control, requests) = ControlServer::start(socket, Arc::clone(&supervisor), file);
-        Self {
+        for worker in workers {
+            if let Err(error) = supervisor.launch(worker).await {
+                say(&error);
+                supervisor.shutdown(Shutdown::Now).await;
+                printer.close().await;
+                return Err(FAILED);
+            }
+        }
+        let (control, requests) = ControlServer::start(
+            socket,
+            Arc::clone(&supervisor),
+            Arc::clone(&gate),
+            Arc::clone(&reloader),
+        );
+        Ok(Self {
+            gate,
+            reloader,
             control,
             requests,
             supervisor,
-            workers,
             printer,
-        }
+        })
     }
 
     /// Runs to the end; then nothing of it is left.
@@ -66,33 +84,28 @@ impl Run {
         let code = self.supervise(&mut signals).await;
         let Self {
             supervisor,
+            reloader,
             control,
             ..
         } = self;
         let clients = control.close(code).await;
-        drop(supervisor);
+        // A reload that is under way finds that there is nothing left to be asked.
+        reloader.close().await;
+        drop(reloader);
+        if Arc::into_inner(supervisor).is_none() {
+            tracing::error!("something still holds the supervisor at its end");
+        }
         // Whoever waits for the end may run the next one at once.
         drop(clients);
         code
     }
 
     async fn supervise(&mut self, signals: &mut Signals) -> u8 {
-        for worker in std::mem::take(&mut self.workers) {
-            if let Err(error) = self.supervisor.launch(worker).await {
-                say(&error);
-                self.supervisor.shutdown(Shutdown::Now).await;
-                self.printer.close().await;
-                return FAILED;
-            }
-        }
         let service =
             service::is_wanted().then(|| tokio::spawn(service::tell(Arc::clone(&self.supervisor))));
-        let end = tokio::select! {
-            () = nothing_left(&self.supervisor, &self.requests.touched) => End::Idle,
-            name = signals.next() => End::Signal(name),
-            Order::Shutdown(how) = next(&mut self.requests.orders) => End::Order(how),
-            nobody_reads = self.printer.ended() => End::Output(nobody_reads),
-        };
+        let end = self.end(signals).await;
+        // From here on nobody asks for workers.
+        self.gate.close().await;
         let (outcomes, mut code) = match end {
             // Ends the supervisor's own parts; no worker is left to be stopped.
             End::Idle => (self.supervisor.shutdown(Shutdown::Now).await, OK),
@@ -124,6 +137,24 @@ impl Run {
         }
         let failed = outcomes.iter().any(|(_, outcome)| is_failure(outcome));
         if failed { code.max(FAILED) } else { code }
+    }
+
+    /// Resolves with what ends the normal course of things.
+    async fn end(&mut self, signals: &mut Signals) -> End {
+        let Requests { orders, touched } = &mut self.requests;
+        let mut idle = std::pin::pin!(nothing_left(&self.supervisor, &self.reloader, touched));
+        loop {
+            let asked = tokio::select! {
+                () = &mut idle => return End::Idle,
+                asked = signals.asked() => asked,
+                Order::Shutdown(how) = next(orders) => return End::Order(how),
+                nobody_reads = self.printer.ended() => return End::Output(nobody_reads),
+            };
+            match asked {
+                Asked::End(name) => return End::Signal(name),
+                Asked::Reload => self.reloader.reload_in_background(Arc::clone(touched)),
+            }
+        }
     }
 
     /// Stops all workers in order; at once when the user asks a second time.
@@ -171,14 +202,22 @@ async fn after(how: Shutdown) {
 
 /// Resolves once nothing runs or will be started again. A worker that was stopped by request may be
 /// asked for again: for its sake the supervisor stays.
-async fn nothing_left(supervisor: &Supervisor, touched: &Notify) {
+async fn nothing_left(supervisor: &Supervisor, reloader: &Reloader, touched: &Notify) {
     loop {
-        let outcomes = supervisor.idle().await;
-        let stopped = |(_, outcome): &(_, Outcome)| *outcome == Outcome::Stopped;
-        if !outcomes.iter().any(stopped) {
+        supervisor.idle().await;
+        // Between what is gone and what is new there may be a moment with nothing.
+        reloader.settled().await;
+        let Ok(workers) = supervisor.workers().await else {
+            return;
+        };
+        let ended = |state| matches!(state, WorkerState::Done | WorkerState::Failed);
+        if workers.iter().all(|worker| ended(worker.state)) {
             return;
         }
-        touched.notified().await;
+        let rests = |state: WorkerState| state.is_at_rest() || state == WorkerState::Waiting;
+        if workers.iter().all(|worker| rests(worker.state)) {
+            touched.notified().await;
+        }
     }
 }
 

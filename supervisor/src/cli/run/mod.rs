@@ -3,13 +3,15 @@
 //! * this file: what is asked for, and what must be so before anything starts;
 //! * [`course`]: from workers that can be started to the end of all; [`printer`] puts out what it
 //!   says, [`background`] where there is no terminal;
-//! * [`detach`] starts a run in the background, [`attach`] brings it back.
+//! * [`detach`] starts a run in the background, [`attach`] brings it back;
+//! * [`reload`] has a run read its file again.
 
 mod attach;
 mod background;
 mod course;
 mod detach;
 mod printer;
+mod reload;
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -27,8 +29,10 @@ use super::signals::Signals;
 use super::{KILLED, REFUSED};
 use crate::control::client::ClientError;
 use crate::control::socket::ControlSocket;
+use crate::gate::Gate;
 use crate::output::printer::Format;
 use crate::output::screen::Screen;
+use crate::reload::Reloader;
 use crate::workers_file::WorkersFile;
 use crate::{
     PrepareError, PreparedWorker, StartError, StateError, Supervisor, VmmChoice, WorkerSpec,
@@ -70,6 +74,9 @@ async fn do_as_asked(args: &RunArguments, colour: &Colour) -> Result<u8, Failure
             false => Format::Human(project.screen(colour.of_stdout(), args.verbose).await?),
         };
         return attach::run(&project, format).await;
+    }
+    if args.reload {
+        return reload::run(args).await;
     }
     let Some((file, selected)) = load(&args.file) else {
         return Ok(REFUSED);
@@ -131,7 +138,7 @@ async fn supervise(
         })
         .progress(progress.clone());
     let ready = tokio::select! {
-        ready = make_ready(builder.start(), specs) => ready,
+        ready = make_ready(builder.start(), specs.clone()) => ready,
         name = signals.next() => {
             progress.finish();
             say(format_args!("{name}: nothing was started yet"));
@@ -160,16 +167,19 @@ async fn supervise(
         }
         false => None,
     };
-    Ok(Run::start(
-        supervisor,
-        socket,
+    let (supervisor, gate) = (Arc::new(supervisor), Arc::new(Gate::default()));
+    let reloader = Arc::new(Reloader::new(
+        Arc::clone(&supervisor),
+        Arc::clone(&gate),
         absolute(project.file()),
-        workers,
-        format,
-        log,
-    )
-    .finish(signals)
-    .await)
+        args.file.names.clone(),
+        specs,
+    ));
+    let run = Run::start(supervisor, gate, reloader, socket, workers, format, log);
+    Ok(match run.await {
+        Ok(run) => run.finish(signals).await,
+        Err(code) => code,
+    })
 }
 
 fn absolute(file: &Path) -> PathBuf {

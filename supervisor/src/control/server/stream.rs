@@ -181,7 +181,7 @@ struct Feed {
 
 /// One thing that has come.
 enum Came {
-    Event(Event),
+    Event(Box<Event>),
     Line(Arc<LogLine>),
     Missed(u64),
     /// Nothing more will.
@@ -238,7 +238,7 @@ impl Feed {
         tokio::select! {
             // Events first: they are few, and a flood of output must not hide them.
             biased;
-            event = receive(&mut self.events) => came(event, Came::Event),
+            event = receive(&mut self.events) => came(event, |event| Came::Event(Box::new(event))),
             line = receive(&mut self.logs) => came(line, Came::Line),
         }
     }
@@ -246,7 +246,9 @@ impl Feed {
     /// What has come already.
     fn there(&mut self) -> Option<Came> {
         let event = self.events.as_mut().map(Receiver::try_recv);
-        if let Some(came) = event.and_then(|event| came_already(event, Came::Event)) {
+        if let Some(came) =
+            event.and_then(|event| came_already(event, |event| Came::Event(Box::new(event))))
+        {
             return Some(came);
         }
         let line = self.logs.as_mut().map(Receiver::try_recv);
@@ -274,7 +276,7 @@ impl Feed {
                         }
                     }
                 }
-                tell(&event, workers, answer).await?;
+                tell(&*event, workers, answer).await?;
             }
             Came::Line(line) => tell(&line, workers, answer).await?,
             Came::Missed(missed) => answer.put(&Reply::Missed(missed))?,
