@@ -44,6 +44,9 @@ pub struct WorkerSpec {
     pub resources: Resources,
     /// Host directories shown to it.
     pub mounts: Vec<MountSpec>,
+    /// Whether what the host changes below `mounts` is seen at once, for which the guest asks each
+    /// time, or within a second.
+    pub live_mounts: bool,
     /// Ports of the guest that the host publishes.
     pub ports: Vec<PublishSpec>,
     /// What it may reach.
@@ -106,6 +109,7 @@ impl fmt::Debug for WorkerSpec {
             user,
             resources,
             mounts,
+            live_mounts,
             disks,
             ports,
             network,
@@ -137,6 +141,7 @@ impl fmt::Debug for WorkerSpec {
             .field("user", user)
             .field("resources", resources)
             .field("mounts", mounts)
+            .field("live_mounts", live_mounts)
             .field("disks", disks)
             .field("ports", ports)
             .field("network", network)
@@ -171,6 +176,7 @@ impl WorkerSpec {
             user: None,
             resources: Resources::default(),
             mounts: Vec::new(),
+            live_mounts: false,
             ports: Vec::new(),
             network: NetworkSpec::default(),
             restart: RestartPolicy::default(),

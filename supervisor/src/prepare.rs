@@ -473,6 +473,7 @@ fn mounts(
             guest_gid: 0,
             listener_fd: -1,
             immutable: true,
+            live: false,
         });
     }
     let own = usize::from(spec.persist.is_some()) + spec.disks.len();
@@ -510,6 +511,7 @@ fn mounts(
             guest_gid: base.owner.gid,
             listener_fd: -1,
             immutable: false,
+            live: spec.live_mounts,
         });
     }
     (mounts, exports)

@@ -23,9 +23,9 @@ fn watchers_of_node_see_files_that_change_come_and_go() {
     // A file that is new is named by its directory's watcher.
     project.write("sub/came.txt", "x");
     dev.line(at, "dir /app/sub change came.txt");
-    // Of one that is gone, its directory is told to have changed.
+    // Of one that is gone, its directory is told of, which Node calls a rename.
     std::fs::remove_file(project.path("sub/came.txt")).unwrap();
-    dev.line(at, "dir /app/sub change sub");
+    dev.line(at, "dir /app/sub rename sub");
     dev.quit();
     assert!(dev.count("workload-started") == 1, "{}", dev.story());
     let told = dev.event(0, "source-changed");
