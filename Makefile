@@ -6,8 +6,8 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 RUN_PACKAGES := qemu-system-x86 e2fsprogs python3 python3-pip ca-certificates gcc libc6-dev
-TEST_PACKAGES := cpio erofs-utils git dnsmasq-base procps util-linux systemd
-BENCH_PACKAGES := busybox-static entr runit s6 supervisor
+TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils git procps skopeo systemd umoci util-linux
+BENCH_PACKAGES := entr runit s6 supervisor
 
 .PHONY: help run build release test bench chaos fmt clippy docs deny tools-run tools-test clean
 

@@ -280,23 +280,66 @@ pub enum EventKind {
         /// For the user.
         message: String,
     },
+    /// The workers file was read again, and what it says now holds.
+    Reloaded {
+        /// Workers that are new.
+        started: Vec<WorkerName>,
+        /// Workers whose settings have changed.
+        restarted: Vec<WorkerName>,
+        /// Workers that are gone.
+        removed: Vec<WorkerName>,
+    },
     /// All workers have ended and the supervisor with them.
     SupervisorStopped,
 }
 
+/// Where a line comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogSource {
+    /// The workload's standard output.
+    Stdout,
+    /// Its standard error.
+    Stderr,
+    /// The guest's console, of which the end is kept when a VM has crashed.
+    Console,
+}
+
+impl From<Stream> for LogSource {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Stdout => Self::Stdout,
+            Stream::Stderr => Self::Stderr,
+        }
+    }
+}
+
+impl std::fmt::Display for LogSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::Console => "console",
+        })
+    }
+}
+
 /// A line, or a piece of an overlong line, that a workload wrote.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogLine {
     /// Who wrote it.
     pub worker: WorkerName,
     /// In which life of its VM.
     pub boot: BootId,
-    /// The workload's main process then.
+    /// The workload's main process then; 0 for the console.
     pub pid: GuestPid,
     /// On which output.
-    pub stream: Stream,
-    /// Guest wall clock, nanoseconds since the Unix epoch.
+    pub stream: LogSource,
+    /// When it was begun, by the guest's wall clock, nanoseconds since the Unix epoch. A guest can
+    /// claim any time.
     pub time_unix_ns: u64,
+    /// When its end arrived, by the host's wall clock, nanoseconds since the Unix epoch.
+    pub received_unix_ns: u64,
     /// The line without its newline; any bytes.
     pub text: Vec<u8>,
     /// A newline ended it; `false` for a piece of an overlong line and for the last words of a
@@ -393,6 +436,7 @@ fn text_of(kind: &EventKind) -> usize {
         | EventKind::ActorRestarted { .. }
         | EventKind::WorkerDone { .. }
         | EventKind::WorkerStopped
+        | EventKind::Reloaded { .. }
         | EventKind::SupervisorStopped => 0,
     }
 }
@@ -467,10 +511,15 @@ impl EventBus {
 }
 
 fn unix_ms() -> u64 {
+    unix_ns() / 1_000_000
+}
+
+/// The host's wall clock, nanoseconds since the Unix epoch.
+pub fn unix_ns() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
-        // A host clock before 1970 is shown as 1970.
-        .map_or(0, |d| d.as_millis() as u64)
+        // A host clock before 1970 counts as 1970; past 2554 it stands still.
+        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn trace(event: &Event) {
@@ -624,6 +673,11 @@ mod tests {
             EventKind::WorkerStopped,
             EventKind::WorkerFailed { reason: text() },
             EventKind::Warning { message: text() },
+            EventKind::Reloaded {
+                started: vec![name.clone()],
+                restarted: Vec::new(),
+                removed: vec![name.clone()],
+            },
             EventKind::SupervisorStopped,
         ];
         for kind in kinds {

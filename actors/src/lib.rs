@@ -83,6 +83,8 @@ pub mod tree;
 pub mod vm;
 mod worker;
 
-pub use root::{AddError, InjectError, Outcomes, RequestError, WorkerState, WorkerStatus};
+pub use root::{
+    AddError, InjectError, Outcomes, ReplaceError, RequestError, WorkerState, WorkerStatus,
+};
 pub use system::{ActorSystem, SystemError};
 pub use worker::{Fault, Outcome, Scope};

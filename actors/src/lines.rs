@@ -12,6 +12,8 @@ pub const MAX_LINE: usize = 16 * 1024;
 #[derive(Debug, Default)]
 struct Partial {
     pid: Option<GuestPid>,
+    /// The frame that it begins in.
+    seq: u64,
     time_unix_ns: u64,
     text: Vec<u8>,
 }
@@ -21,6 +23,7 @@ struct Partial {
 pub struct LineCutter {
     worker: WorkerName,
     boot: BootId,
+    received_unix_ns: u64,
     partial: [Partial; 2],
 }
 
@@ -30,12 +33,14 @@ impl LineCutter {
         Self {
             worker,
             boot,
+            received_unix_ns: 0,
             partial: Default::default(),
         }
     }
 
-    /// The lines that this frame completes.
-    pub fn cut(&mut self, frame: LogFrame) -> Vec<LogLine> {
+    /// The lines that this frame, received then, completes.
+    pub fn cut(&mut self, frame: LogFrame, received_unix_ns: u64) -> Vec<LogLine> {
+        self.received_unix_ns = received_unix_ns;
         let mut lines = Vec::new();
         // Another life of the workload does not go on with its predecessor's line.
         if self
@@ -53,6 +58,7 @@ impl LineCutter {
             let slot = self.slot(frame.stream);
             if slot.pid.is_none() {
                 slot.pid = Some(frame.pid);
+                slot.seq = frame.seq;
                 slot.time_unix_ns = frame.time_unix_ns;
             }
             let mut rest = text;
@@ -64,6 +70,7 @@ impl LineCutter {
                 lines.extend(self.take(frame.stream, false));
                 let slot = self.slot(frame.stream);
                 slot.pid = Some(frame.pid);
+                slot.seq = frame.seq;
                 slot.time_unix_ns = frame.time_unix_ns;
             }
             self.slot(frame.stream).text.extend_from_slice(rest);
@@ -75,6 +82,12 @@ impl LineCutter {
             lines.extend(self.take_rest(frame.stream));
         }
         lines
+    }
+
+    /// The first frame of which a byte is held here, in a line that is not complete.
+    pub fn holds_from(&self) -> Option<u64> {
+        let held = self.partial.iter().filter(|slot| !slot.text.is_empty());
+        held.map(|slot| slot.seq).min()
     }
 
     /// What is left when the VM is gone.
@@ -106,8 +119,9 @@ impl LineCutter {
             worker: self.worker.clone(),
             boot: self.boot,
             pid: partial.pid?,
-            stream,
+            stream: stream.into(),
             time_unix_ns: partial.time_unix_ns,
+            received_unix_ns: self.received_unix_ns,
             text: partial.text,
             complete,
         })
@@ -144,8 +158,8 @@ mod tests {
     #[test]
     fn lines_are_joined_across_frames() {
         let mut c = cutter();
-        assert!(c.cut(frame(1, 2, b"he", false)).is_empty());
-        let lines = c.cut(frame(2, 2, b"llo\n\nwor", false));
+        assert!(c.cut(frame(1, 2, b"he", false), 10).is_empty());
+        let lines = c.cut(frame(2, 2, b"llo\n\nwor", false), 20);
         assert_eq!(
             texts(&lines),
             [("hello".into(), true), (String::new(), true)]
@@ -154,15 +168,23 @@ mod tests {
             lines[0].time_unix_ns, 1,
             "a line's time is that of its first byte"
         );
-        assert_eq!(texts(&c.rest()), [("wor".into(), false)]);
+        assert_eq!(
+            lines[0].received_unix_ns, 20,
+            "it is received with its last"
+        );
+        assert_eq!(c.holds_from(), Some(2));
+        c.cut(frame(3, 2, b"ld", false), 30);
+        assert_eq!(c.holds_from(), Some(2), "its head is still held");
+        assert_eq!(texts(&c.rest()), [("world".into(), false)]);
+        assert_eq!(c.holds_from(), None);
         assert!(c.rest().is_empty());
     }
 
     #[test]
     fn another_life_does_not_continue_its_predecessors_line() {
         let mut c = cutter();
-        c.cut(frame(1, 2, b"last words", false));
-        let lines = c.cut(frame(2, 3, b"first\n", false));
+        c.cut(frame(1, 2, b"last words", false), 10);
+        let lines = c.cut(frame(2, 3, b"first\n", false), 20);
         assert_eq!(
             texts(&lines),
             [("last words".into(), false), ("first".into(), true)]
@@ -174,7 +196,7 @@ mod tests {
     fn the_end_of_a_stream_gives_its_last_words() {
         let mut c = cutter();
         assert_eq!(
-            texts(&c.cut(frame(1, 2, b"a\nb", true))),
+            texts(&c.cut(frame(1, 2, b"a\nb", true), 10)),
             [("a".into(), true), ("b".into(), false)]
         );
     }
@@ -196,7 +218,7 @@ mod tests {
             let mut c = cutter();
             let mut lines = Vec::new();
             for (i, chunk) in bytes.chunks(size).enumerate() {
-                lines.extend(c.cut(frame(i as u64, 2, chunk, false)));
+                lines.extend(c.cut(frame(i as u64, 2, chunk, false), 0));
             }
             lines.extend(c.rest());
             let mut joined = Vec::new();

@@ -5,10 +5,10 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
-use iii_net::{DnsService, Fault, Health, LoopExit, NetHandle, NetLoop, NetworkConfig, Watchdog};
+use iii_net::{DnsService, Fault, LoopExit, NetHandle, NetLoop, NetworkConfig};
 use iii_proto::ids::WorkerName;
 use iii_proto::restart::Exit;
 
@@ -18,15 +18,12 @@ use crate::tree::ChildEnd;
 
 /// A loop with work that makes no round for so long is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(3);
-/// Between two looks of the watchdog.
-const WATCH_INTERVAL: Duration = Duration::from_millis(1500);
 /// What a loop needs to end when it is told to; longer, and it is abandoned.
 const STOP_LIMIT: Duration = Duration::from_millis(500);
 
 pub(crate) struct NetPollActor {
     start: Option<Start>,
     handle: Option<NetHandle>,
-    watchdog: Watchdog,
     on_up: Option<OnUp>,
     // Last: the parent is told when all else is released.
     guard: DeathGuard,
@@ -56,7 +53,6 @@ impl NetPollActor {
                 dns,
             }),
             handle: None,
-            watchdog: Watchdog::new(STALL_LIMIT),
             on_up: Some(on_up),
             guard,
         }
@@ -75,9 +71,10 @@ impl Actor for NetPollActor {
         let Some(start) = self.start.take() else {
             return;
         };
-        let ended = ctx.address();
+        let (ended, stalled) = (ctx.address(), ctx.address());
         let started = NetLoop::builder(start.config, start.link, start.dns, start.worker.as_str())
             .on_exit(move |exit| ended.do_send(LoopEnded(exit)))
+            .on_stall(STALL_LIMIT, move || stalled.do_send(LoopStalled))
             .start();
         match started {
             Ok(handle) => {
@@ -86,21 +83,8 @@ impl Actor for NetPollActor {
                     up();
                 }
             }
-            Err(error) => return self.fail(error.to_string(), ctx),
+            Err(error) => self.fail(error.to_string(), ctx),
         }
-        ctx.run_interval(WATCH_INTERVAL, |actor, ctx| {
-            let Some(handle) = &actor.handle else { return };
-            match actor.watchdog.observe(Instant::now(), handle) {
-                Health::Healthy => {}
-                Health::Stalled => {
-                    let limit = STALL_LIMIT.as_secs();
-                    actor.fail(
-                        format!("the network loop made no progress for {limit} s"),
-                        ctx,
-                    );
-                }
-            }
-        });
     }
 }
 
@@ -132,6 +116,21 @@ impl Handler<LoopEnded> for NetPollActor {
             LoopExit::Failed(cause) => cause,
             LoopExit::Panicked(text) => format!("the network loop panicked: {text}"),
         };
+        self.fail(cause, ctx);
+    }
+}
+
+/// The loop has work and makes no progress.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct LoopStalled;
+
+impl Handler<LoopStalled> for NetPollActor {
+    type Result = ();
+
+    fn handle(&mut self, _: LoopStalled, ctx: &mut Self::Context) {
+        let limit = STALL_LIMIT.as_secs();
+        let cause = format!("the network loop made no progress for {limit} s");
         self.fail(cause, ctx);
     }
 }

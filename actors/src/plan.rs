@@ -65,6 +65,8 @@ pub struct WorkerPlan {
     pub user: GuestUser,
     /// Its working directory.
     pub cwd: String,
+    /// What asks it to end.
+    pub stop_signal: i32,
     /// What it may reach.
     pub policy: Policy,
     /// Bound before anything is started, kept as long as the worker.
@@ -176,6 +178,7 @@ impl WorkerPlan {
                     open_files: spec.resources.open_files,
                 },
                 stop_grace_ms: u64::try_from(spec.stop_grace.as_millis()).unwrap_or(u64::MAX),
+                stop_signal: self.stop_signal,
             },
             restart: spec.restart.clone(),
             at_rest: spec.at_rest,

@@ -3,19 +3,25 @@
 mod engine;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use engine::{EngineAddress, EngineAddressError};
+pub use iii_image::PullPolicy;
+pub use iii_image::oci::Reference;
 pub use iii_proto::guest::{AtRest, HealthCheck, Probe};
 use iii_proto::ids::WorkerName;
 
 pub use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
 use serde::Serialize;
 
-/// One worker.
-#[derive(Clone, Debug, PartialEq)]
+/// Stands for a secret's value wherever a user or a log could see it.
+pub const SECRET_MASK: &str = "*****";
+
+/// One worker. Its `Debug` hides the values of secret variables.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct WorkerSpec {
     /// Unique within a supervisor.
@@ -27,20 +33,23 @@ pub struct WorkerSpec {
     pub persist: Option<u64>,
     /// Further disks, kept between boots and runs.
     pub disks: Vec<DiskSpec>,
-    /// Program and arguments.
+    /// Program and arguments. With an image: what its entry point is given; empty: the image's own.
     pub command: Vec<String>,
-    /// Working directory in the guest; `None`: the project's mount if there is one, else the home.
+    /// Working directory in the guest; `None`: the image's, else the home.
     pub cwd: Option<String>,
     /// The workload's environment beside what iii-super sets (`III_*`, `HOME`, `USER`, `PATH`).
     pub env: Vec<(String, String)>,
     /// Names of variables whose values never appear in events or logs of ours.
     pub secret_env: BTreeSet<String>,
-    /// As whom the workload runs; `None`: uid 1000 `worker`.
+    /// As whom the workload runs; `None`: the image's user, else uid 1000 `worker`.
     pub user: Option<UserSpec>,
     /// What it may use.
     pub resources: Resources,
     /// Host directories shown to it.
     pub mounts: Vec<MountSpec>,
+    /// Whether what the host changes below `mounts` is seen at once, for which the guest asks each
+    /// time, or within a second.
+    pub live_mounts: bool,
     /// Ports of the guest that the host publishes.
     pub ports: Vec<PublishSpec>,
     /// What it may reach.
@@ -64,6 +73,8 @@ pub struct WorkerSpec {
     pub health: Option<HealthCheck>,
     /// Workers that must have come so far before this one is started.
     pub depends_on: Vec<Dependency>,
+    /// How much of its output is kept, where output is kept.
+    pub logs: LogSpec,
     /// Time between SIGTERM and SIGKILL.
     pub stop_grace: Duration,
     /// Time from the VMM's start in which the guest must say `Hello`.
@@ -72,6 +83,91 @@ pub struct WorkerSpec {
     pub heartbeat_timeout: Duration,
     /// Let tests and chaos runs hurt this guest.
     pub allow_faults: bool,
+}
+
+/// The variables, with a mask for what is secret.
+struct Shown<'a> {
+    env: &'a [(String, String)],
+    secret: &'a BTreeSet<String>,
+}
+
+impl fmt::Debug for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.env.iter().map(|(name, value)| {
+            let secret = self.secret.contains(name);
+            (name, if secret { SECRET_MASK } else { value })
+        });
+        f.debug_list().entries(shown).finish()
+    }
+}
+
+impl fmt::Debug for WorkerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Every field is named, so that no new one is forgotten: a digest of this text stands for
+        // the worker's settings.
+        let Self {
+            name,
+            root,
+            persist,
+            command,
+            cwd,
+            env,
+            secret_env,
+            user,
+            resources,
+            mounts,
+            live_mounts,
+            disks,
+            ports,
+            network,
+            engine,
+            restart,
+            vm_restart,
+            actor_restart,
+            supervisor_restart,
+            health,
+            depends_on,
+            logs,
+            stop_grace,
+            boot_deadline,
+            heartbeat_timeout,
+            allow_faults,
+            at_rest,
+        } = self;
+        let env = Shown {
+            env,
+            secret: secret_env,
+        };
+        f.debug_struct("WorkerSpec")
+            .field("name", name)
+            .field("root", root)
+            .field("persist", persist)
+            .field("command", command)
+            .field("cwd", cwd)
+            .field("env", &env)
+            .field("secret_env", secret_env)
+            .field("user", user)
+            .field("resources", resources)
+            .field("mounts", mounts)
+            .field("live_mounts", live_mounts)
+            .field("disks", disks)
+            .field("ports", ports)
+            .field("network", network)
+            .field("engine", engine)
+            .field("restart", restart)
+            .field("vm_restart", vm_restart)
+            .field("actor_restart", actor_restart)
+            .field("supervisor_restart", supervisor_restart)
+            .field("health", health)
+            .field("depends_on", depends_on)
+            .field("logs", logs)
+            .field("stop_grace", stop_grace)
+            .field("boot_deadline", boot_deadline)
+            .field("heartbeat_timeout", heartbeat_timeout)
+            .field("allow_faults", allow_faults)
+            .field("at_rest", at_rest)
+            .finish()
+    }
 }
 
 impl WorkerSpec {
@@ -89,6 +185,7 @@ impl WorkerSpec {
             user: None,
             resources: Resources::default(),
             mounts: Vec::new(),
+            live_mounts: false,
             ports: Vec::new(),
             network: NetworkSpec::default(),
             engine: None,
@@ -99,6 +196,7 @@ impl WorkerSpec {
             supervisor_restart: default_supervisor_restart(),
             health: None,
             depends_on: Vec::new(),
+            logs: LogSpec::default(),
             stop_grace: Duration::from_secs(10),
             boot_deadline: Duration::from_secs(60),
             heartbeat_timeout: Duration::from_secs(30),
@@ -196,6 +294,31 @@ pub enum Condition {
 pub enum RootSpec {
     /// The host's own `/usr` and a generated `/etc`.
     Host,
+    /// An OCI image.
+    Image(ImageSpec),
+}
+
+/// An image as a root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageSpec {
+    /// Its name.
+    pub reference: Reference,
+    /// When its registry is asked.
+    pub pull: PullPolicy,
+    /// Instead of the image's entry point; with one of its own, a worker does not have the image's
+    /// command either. `Some` of nothing: the command alone is run.
+    pub entrypoint: Option<Vec<String>>,
+}
+
+impl ImageSpec {
+    /// Pulled if it is missing, run as it wants to be run.
+    pub fn new(reference: Reference) -> Self {
+        Self {
+            reference,
+            pull: PullPolicy::default(),
+            entrypoint: None,
+        }
+    }
 }
 
 /// As whom a workload runs.
@@ -210,6 +333,24 @@ pub enum UserSpec {
         /// Group id.
         gid: u32,
     },
+}
+
+/// How much of a worker's output is kept: at most `max_size` × `max_files` bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSpec {
+    /// A file of this many bytes is followed by a new one.
+    pub max_size: u64,
+    /// The oldest is removed when there would be more.
+    pub max_files: u32,
+}
+
+impl Default for LogSpec {
+    fn default() -> Self {
+        Self {
+            max_size: 10 << 20,
+            max_files: 5,
+        }
+    }
 }
 
 /// What a worker may use.
@@ -317,4 +458,24 @@ pub enum NetworkMode {
     Engine,
     /// No network at all.
     None,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_not_in_what_is_printed_of_its_worker() {
+        let name = WorkerName::new("w").unwrap();
+        let mut spec = WorkerSpec::new(name, vec!["x".into()]);
+        spec.env = vec![
+            ("TOKEN".into(), "hunter2".into()),
+            ("PORT".into(), "80".into()),
+        ];
+        spec.secret_env.insert("TOKEN".into());
+        for text in [format!("{spec:?}"), format!("{spec:#?}")] {
+            assert!(!text.contains("hunter2"), "{text}");
+            assert!(text.contains("TOKEN") && text.contains("80"), "{text}");
+        }
+    }
 }

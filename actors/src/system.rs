@@ -1,5 +1,6 @@
 //! The way in: an actor system on its own threads, driven from any runtime.
 
+use std::net::TcpListener;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -13,9 +14,9 @@ use crate::memory::WorkerMemory;
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Roster;
 use crate::root::{
-    Add, AddError, Announce, AwaitIdle, InjectError, InjectInto, Outcomes, QueryStatus,
-    QueryStatuses, Remove, RequestError, RequestRestart, RequestStart, RequestStop, RootSupervisor,
-    StopAll, Until, WaitFor, WorkerStatus,
+    Add, AddError, Announce, AwaitIdle, InjectError, InjectInto, Listeners, Outcomes, QueryStatus,
+    QueryStatuses, Remove, Replace, ReplaceError, RequestError, RequestRestart, RequestStart,
+    RequestStop, RootSupervisor, StopAll, StopSeveral, Until, WaitFor, WorkerStatus,
 };
 use crate::runtime::Arbiters;
 use crate::worker::{Fault, Scope};
@@ -95,6 +96,19 @@ impl ActorSystem {
             .unwrap_or(Err(AddError::Ended))
     }
 
+    /// Gives a worker another plan: what runs of it is stopped in order, and started by the new one.
+    pub async fn replace(&self, plan: WorkerPlan) -> Result<(), ReplaceError> {
+        let replace = Replace(Arc::new(plan));
+        let replaced = self.root.send(replace).await;
+        replaced.unwrap_or(Err(ReplaceError::Ended))
+    }
+
+    /// Duplicates of the listeners of a worker's ports; none, if it is not there.
+    pub async fn listeners(&self, worker: WorkerName) -> std::io::Result<Vec<TcpListener>> {
+        let listeners = self.root.send(Listeners(worker)).await;
+        listeners.unwrap_or_else(|_| Ok(Vec::new()))
+    }
+
     /// Starts a worker that is at rest, once what it depends on allows.
     pub async fn start_worker(&self, worker: WorkerName) -> Result<(), RequestError> {
         self.ask(RequestStart(worker)).await
@@ -103,6 +117,11 @@ impl ActorSystem {
     /// Begins to stop a worker; [`Self::at_rest`] tells when that is done.
     pub async fn stop_worker(&self, worker: WorkerName, urgent: bool) -> Result<(), RequestError> {
         self.ask(RequestStop { worker, urgent }).await
+    }
+
+    /// Begins to stop workers within their grace, each behind those of them that depend on it.
+    pub fn stop_workers(&self, workers: Vec<WorkerName>) {
+        self.root.do_send(StopSeveral(workers));
     }
 
     /// Begins to restart a worker or a part of it.

@@ -44,6 +44,19 @@ impl Tail {
             .collect()
     }
 
+    /// The bytes as they are, cut into lines, and whether a newline ended each. What was before
+    /// the first is lost, and maybe the head of it.
+    pub(crate) fn lines(&self) -> Vec<(Vec<u8>, bool)> {
+        let bytes: Vec<u8> = self.0.borrow().iter().copied().collect();
+        bytes
+            .split_inclusive(|b| *b == b'\n')
+            .map(|line| match line.strip_suffix(b"\n") {
+                Some(line) => (line.to_vec(), true),
+                None => (line.to_vec(), false),
+            })
+            .collect()
+    }
+
     /// What the guest's kernel said when it panicked.
     pub(crate) fn panic_line(&self) -> Option<String> {
         let text = self.text();
@@ -80,5 +93,10 @@ mod tests {
             "Kernel panic - not syncing: oops"
         );
         assert_eq!(tail.last_line().unwrap(), "last words");
+        let lines = tail.lines();
+        assert_eq!(lines[1], (b"last words".to_vec(), true));
+        assert!(lines[0].0.starts_with(b"xxx") && lines[0].0.ends_with(b"oops\r"));
+        tail.push(b"cut");
+        assert_eq!(tail.lines().last().unwrap(), &(b"cut".to_vec(), false));
     }
 }

@@ -52,6 +52,11 @@ impl IiiHome {
         self.0.join("lib")
     }
 
+    /// Where images are kept.
+    pub fn images_dir(&self) -> PathBuf {
+        self.0.join("images")
+    }
+
     /// What can be deleted at any time and made again.
     pub fn cache_dir(&self) -> PathBuf {
         self.0.join("cache")

@@ -337,7 +337,7 @@ fn check_interpreter(
     })
 }
 
-fn shebang(start: &[u8]) -> Option<&str> {
+pub(crate) fn shebang(start: &[u8]) -> Option<&str> {
     let line = start
         .strip_prefix(b"#!")?
         .split(|byte| *byte == b'\n')
@@ -355,13 +355,19 @@ fn is_executable(path: &Path) -> bool {
 
 /// Up to three names in `dirs` that a typing error turns into `program`.
 fn similar(program: &str, dirs: impl Iterator<Item = PathBuf>) -> Vec<String> {
-    const SHOWN: usize = 3;
-    let allowed = (program.chars().count() / 3).clamp(1, 3);
-    let mut found: Vec<(usize, String)> = dirs
+    let names = dirs
         .filter_map(|dir| fs::read_dir(dir).ok())
         .flatten()
         .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    closest(program, names)
+}
+
+/// Up to three of `names` that a typing error turns into `program`.
+pub(crate) fn closest(program: &str, names: impl Iterator<Item = String>) -> Vec<String> {
+    const SHOWN: usize = 3;
+    let allowed = (program.chars().count() / 3).clamp(1, 3);
+    let mut found: Vec<(usize, String)> = names
         .filter(|name| name.chars().count().abs_diff(program.chars().count()) <= allowed)
         .map(|name| (strsim::damerau_levenshtein(program, &name), name))
         .filter(|(distance, _)| *distance <= allowed)

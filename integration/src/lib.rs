@@ -8,19 +8,22 @@
 pub mod agent;
 pub mod chaos;
 pub mod http;
+pub mod images;
 pub mod program;
 pub mod project;
 pub mod traced;
 pub mod upstream;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iii_actors::event::{Event, EventKind, LogLine};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_supervisor::{EventStream, Fault, Shutdown, Supervisor, SupervisorBuilder, Worker};
-use tokio::sync::mpsc;
+use iii_supervisor::{
+    EventStream, Fault, LogReader, Shutdown, Supervisor, SupervisorBuilder, Worker,
+};
 
 /// Nothing in these tests takes as long unless it is broken; a loaded machine only makes them
 /// slower, never wrong.
@@ -54,11 +57,11 @@ pub struct Bench {
     /// The supervisor under test.
     pub supervisor: Supervisor,
     events: EventStream,
-    logs: mpsc::Receiver<LogLine>,
+    logs: LogReader,
     /// Events seen so far.
     pub seen: Vec<Event>,
     /// Lines seen so far.
-    pub lines: Vec<LogLine>,
+    pub lines: Vec<Arc<LogLine>>,
 }
 
 impl Bench {
@@ -79,7 +82,8 @@ impl Bench {
         Self::build(Supervisor::builder().state_dir(directory.to_owned())).await
     }
 
-    async fn build(builder: SupervisorBuilder) -> Self {
+    /// A supervisor of these options without workers.
+    pub async fn build(builder: SupervisorBuilder) -> Self {
         let supervisor = builder
             .helper_dir(binaries())
             .start()
@@ -216,7 +220,7 @@ impl Bench {
     /// Everything that was said until now, for a failure's message.
     pub fn whole_story(&mut self) -> String {
         self.mark();
-        while let Ok(line) = self.logs.try_recv() {
+        while let Some(line) = self.logs.try_recv() {
             self.lines.push(line);
         }
         self.story()
@@ -277,7 +281,7 @@ impl Bench {
         while let Some(Ok(event)) = events.try_next() {
             seen.push(event);
         }
-        while let Ok(line) = logs.try_recv() {
+        while let Some(line) = logs.try_recv() {
             lines.push(line);
         }
     }

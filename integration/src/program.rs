@@ -162,11 +162,33 @@ pub fn program() -> Command {
     Command::new(binaries().join("iii-super"))
 }
 
-/// `iii-super run -f FILE`.
+/// `iii-super run -f FILE`, with a home beside the file: what a run keeps goes with the test.
 pub fn run(file: &Path) -> Run {
+    let home = file.with_file_name(".home");
+    if !home.exists() {
+        fs::create_dir(&home).unwrap();
+        furnish(&home);
+    }
     let mut command = program();
     command.arg("run").arg("-f").arg(file);
+    command.env("III_HOME", home);
     Run::start(command)
+}
+
+/// A home with the firmware that this machine has already, and nothing else.
+pub fn home() -> tempfile::TempDir {
+    let home = tempfile::tempdir().unwrap();
+    furnish(home.path());
+    home
+}
+
+/// Puts the firmware that this machine has already, or will have, into a home.
+pub fn furnish(home: &Path) {
+    let user = PathBuf::from(std::env::var_os("HOME").unwrap()).join(".iii");
+    for part in ["lib", "cache"] {
+        fs::create_dir_all(user.join(part)).unwrap();
+        std::os::unix::fs::symlink(user.join(part), home.join(part)).unwrap();
+    }
 }
 
 /// A workers file in a directory of its own.
@@ -175,16 +197,6 @@ pub fn workers_file(text: &str) -> (tempfile::TempDir, PathBuf) {
     let file = directory.path().join("iii.workers.yaml");
     fs::write(&file, text).unwrap();
     (directory, file)
-}
-
-/// A home with the firmware that this machine has already, and nothing else.
-pub fn home() -> tempfile::TempDir {
-    let home = tempfile::tempdir().unwrap();
-    let user = PathBuf::from(std::env::var_os("HOME").unwrap()).join(".iii");
-    for part in ["lib", "cache"] {
-        std::os::unix::fs::symlink(user.join(part), home.path().join(part)).unwrap();
-    }
-    home
 }
 
 /// Processes whose command line or name holds `word`: QEMU carries the worker's name, and so do

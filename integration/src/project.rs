@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::binaries;
-use crate::program::Run;
+use crate::program::{Run, home};
 
 /// A directory that holds `iii.workers.yaml`, and a home that no other project uses.
 #[derive(Debug)]
@@ -51,12 +51,7 @@ impl Project {
     /// A project of this workers file.
     pub fn new(file: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let home = tempfile::tempdir().unwrap();
-        // The firmware that this machine has already; nothing else of the user's own home.
-        let user = PathBuf::from(std::env::var_os("HOME").unwrap()).join(".iii");
-        for part in ["lib", "cache"] {
-            std::os::unix::fs::symlink(user.join(part), home.path().join(part)).unwrap();
-        }
+        let home = home();
         let project = Self { directory, home };
         project.write(file);
         project
@@ -95,6 +90,15 @@ impl Project {
         let states = self.states();
         assert_eq!(states.len(), 1, "{states:?}");
         states[0].clone()
+    }
+
+    /// What is in the state directory of its supervisor.
+    pub fn left(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.state()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
     }
 
     /// `iii-super` with these arguments, in its directory.

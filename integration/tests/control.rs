@@ -142,7 +142,7 @@ fn ps_and_events_show_what_runs_and_nothing_runs_is_an_exit_code() {
     follower.line("supervisor-stopped");
     assert_eq!(follower.wait().code(), Some(0));
     assert_eq!(run.wait().code(), Some(0));
-    assert_eq!(project.states(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(project.left(), ["logs"]);
 }
 
 #[test]
@@ -250,7 +250,8 @@ fn garbage_behind_a_command_ends_that_command_alone() {
         frame.resize(20 + bytes, b'x');
         frame
     };
-    let beyond_the_window = input(32_000).repeat(9);
+    // And beyond what the guest's pipe takes, for which there is new credit.
+    let beyond_the_window = input(32_000).repeat(40);
     for garbage in [
         &[0xff; 100_000][..],
         b"\0\0\0\0",
@@ -275,7 +276,8 @@ fn garbage_behind_a_command_ends_that_command_alone() {
             assert_eq!(
                 error.kind(),
                 std::io::ErrorKind::ConnectionReset,
-                "{garbage:?}"
+                "{:?}",
+                &garbage[..garbage.len().min(16)]
             );
         }
     }
@@ -427,7 +429,7 @@ fn after_a_kill_nobody_answers_and_the_next_run_does() {
     assert_eq!(project.says(&["ps"]).code, 0);
     next.signal(Signal::SIGINT);
     next.wait();
-    assert_eq!(project.states(), Vec::<std::path::PathBuf>::new());
+    assert_eq!(project.left(), ["logs"]);
 }
 
 #[test]

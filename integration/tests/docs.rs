@@ -21,8 +21,13 @@ fn root() -> PathBuf {
 fn documents() -> Vec<(PathBuf, String)> {
     let root = root();
     let mut found = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
-    for directory in [root.join("docs"), root.join("examples/quickstart")] {
-        for entry in fs::read_dir(directory).unwrap() {
+    for directory in [
+        "docs",
+        "examples/quickstart",
+        "images/node",
+        "images/python",
+    ] {
+        for entry in fs::read_dir(root.join(directory)).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|e| e == "md") {
                 found.push(path);

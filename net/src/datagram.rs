@@ -55,7 +55,8 @@ pub(crate) struct DatagramTable {
     next_id: u64,
     dirty: Vec<u64>,
     sweep_at: Option<Duration>,
-    buffer: Box<[u8]>,
+    /// Empty while nothing is received.
+    buffer: Vec<u8>,
 }
 
 impl DatagramTable {
@@ -67,7 +68,7 @@ impl DatagramTable {
             next_id: 0,
             dirty: Vec::new(),
             sweep_at: None,
-            buffer: vec![0; DATAGRAM].into_boxed_slice(),
+            buffer: Vec::new(),
         }
     }
 
@@ -221,6 +222,9 @@ impl DatagramTable {
 
     /// Passes on what has arrived, as far as the link has room.
     pub(crate) fn settle(&mut self, env: &mut Env, now: Duration) {
+        if !self.dirty.is_empty() {
+            self.buffer.resize(DATAGRAM, 0);
+        }
         for id in std::mem::take(&mut self.dirty) {
             let Some(mapping) = self.mappings.get_mut(&id) else {
                 continue;
@@ -271,6 +275,14 @@ impl DatagramTable {
             self.by_key.remove(&mapping.key);
             env.stats().refused.capacity.add(1);
         }
+    }
+
+    /// Gives back what is not in use.
+    pub(crate) fn release(&mut self) {
+        self.buffer = Vec::new();
+        self.dirty.shrink_to_fit();
+        self.by_key.shrink_to_fit();
+        self.mappings.shrink_to_fit();
     }
 
     pub(crate) fn clear(&mut self, env: &Env) {

@@ -20,6 +20,7 @@ use crate::gateway::{Gateway, Token};
 use crate::handle::{Command, Fault, LoopExit, NetHandle, Shared};
 use crate::link::{Flush, LinkClaim, Receiver as FrameReceiver};
 use crate::stats::LiveStats;
+use crate::watch::{self, StallCallback};
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 256;
@@ -31,6 +32,9 @@ const SETTLE_ROUNDS: usize = 4;
 /// Batches of frames still processed after the end was announced: what a guest said before it was
 /// powered off still reaches its peers.
 const FAREWELL_BATCHES: usize = 64;
+/// A loop to which nothing has happened for so long gives its buffers back: most workers are idle
+/// most of the time, and there may be a thousand.
+const REST: Duration = Duration::from_secs(1);
 
 /// Starts loops.
 #[derive(Debug)]
@@ -47,6 +51,7 @@ pub struct NetLoopBuilder {
     dns: Arc<dyn DnsService>,
     name: String,
     on_exit: Option<ExitCallback>,
+    on_stall: Option<(Duration, StallCallback)>,
 }
 
 impl NetLoop {
@@ -64,6 +69,7 @@ impl NetLoop {
             dns,
             name: name.into(),
             on_exit: None,
+            on_stall: None,
         }
     }
 
@@ -82,6 +88,14 @@ impl NetLoopBuilder {
     /// Called on the loop's thread as its last act; a successor may be started from it.
     pub fn on_exit(mut self, callback: impl FnOnce(LoopExit) + Send + 'static) -> Self {
         self.on_exit = Some(Box::new(callback));
+        self
+    }
+
+    /// Called once if frames, host sockets or commands are ready and the loop makes no round for
+    /// `limit`. Its thread cannot be helped, only [`NetHandle::abandon`]ed. The callback runs on the
+    /// thread that watches every loop of the program, so it must not block.
+    pub fn on_stall(mut self, limit: Duration, callback: impl FnOnce() + Send + 'static) -> Self {
+        self.on_stall = Some((limit, Box::new(callback)));
         self
     }
 
@@ -118,6 +132,7 @@ impl NetLoopBuilder {
             ticks: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             epoll,
             wake,
             commands: sender,
@@ -129,10 +144,16 @@ impl NetLoopBuilder {
             link: self.link,
             interest: EpollFlags::EPOLLIN,
             retry_at: None,
+            rest_at: None,
             gateway,
             epoch: Instant::now(),
         };
+        let watched = match self.on_stall {
+            Some((limit, callback)) => Some(watch::watch(Arc::clone(&shared), limit, callback)?),
+            None => None,
+        };
         let (exit_sender, exit) = bounded(1);
+        let ending = Arc::clone(&shared);
         let thread_claim = Arc::clone(&claim);
         let on_exit = self.on_exit;
         let name = self.name;
@@ -141,6 +162,7 @@ impl NetLoopBuilder {
             .name(format!("net-{name}"))
             .spawn(move || {
                 let exit = run(driver);
+                ending.ended.store(true, Ordering::SeqCst);
                 thread_claim.release();
                 match &exit {
                     LoopExit::Stopped => tracing::debug!(name, "network loop stopped"),
@@ -163,6 +185,7 @@ impl NetLoopBuilder {
             thread: Mutex::new(Some(thread)),
             exit,
             ended: OnceLock::new(),
+            watched,
         })
     }
 }
@@ -199,6 +222,8 @@ struct Driver {
     interest: EpollFlags,
     /// When to try a flush for which there will be no event.
     retry_at: Option<Duration>,
+    /// When to give the buffers back; `None`: that is done.
+    rest_at: Option<Duration>,
     gateway: Gateway,
     /// The gateway's clock starts here.
     epoch: Instant,
@@ -229,7 +254,7 @@ impl Driver {
 
     fn timeout(&self) -> EpollTimeout {
         let now = self.epoch.elapsed();
-        let deadline = [self.gateway.next_deadline(), self.retry_at]
+        let deadline = [self.gateway.next_deadline(), self.retry_at, self.rest_at]
             .into_iter()
             .flatten()
             .min();
@@ -298,7 +323,21 @@ impl Driver {
             }
         }
         self.watch_link()?;
+        self.rest(!events.is_empty(), frames, now);
         Ok(Next::Continue)
+    }
+
+    /// Timers alone are no traffic: what they send is answered, and if not, it is little.
+    fn rest(&mut self, traffic: bool, frames: &mut FrameReceiver, now: Duration) {
+        if traffic {
+            self.rest_at = Some(now + REST);
+        } else if self.rest_at.is_some_and(|at| at <= now) {
+            self.rest_at = None;
+            frames.release();
+            self.gateway.release();
+        }
+        let traffic = &self.shared.stats.traffic;
+        traffic.frame_bytes.set(frames.bytes() as u64);
     }
 
     /// Takes in one batch of frames; `false` if there was none.

@@ -287,6 +287,14 @@ impl Gateway {
         Ok(())
     }
 
+    /// Gives back the memory that traffic has taken, as far as no traffic waits in it.
+    pub(crate) fn release(&mut self) {
+        self.env.transmitter.release();
+        self.tcp.release();
+        self.datagrams.release();
+        self.dns.release();
+    }
+
     /// Something has changed at a host socket.
     pub(crate) fn host_event(&mut self, token: Token, events: EpollFlags, now: Duration) {
         match token {

@@ -1,19 +1,18 @@
 //! How the rest of the program sees a running loop.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::Epoll;
 use nix::sys::eventfd::EventFd;
 
 use crate::dns::{DnsReply, DnsSink, DnsToken};
 use crate::link::LinkClaim;
 use crate::stats::{LiveStats, NetStats};
+use crate::watch::{self, Progress, Watched};
 
 /// Told to the loop over its channel; the eventfd wakes it.
 #[derive(Debug)]
@@ -51,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) ticks: AtomicU64,
     pub(crate) busy: AtomicBool,
     pub(crate) abandoned: AtomicBool,
+    /// The thread is at its end.
+    pub(crate) ended: AtomicBool,
     pub(crate) epoll: Epoll,
     pub(crate) wake: EventFd,
     pub(crate) commands: Sender<Command>,
@@ -71,23 +72,20 @@ impl Shared {
             Err(errno) => tracing::warn!(%errno, "failed to wake the network loop"),
         }
     }
+
+    pub(crate) fn progress(&self, pending: bool) -> Progress {
+        Progress {
+            ticks: self.ticks.load(Ordering::SeqCst),
+            busy: self.busy.load(Ordering::SeqCst),
+            pending,
+        }
+    }
 }
 
 impl DnsSink for Shared {
     fn deliver(&self, token: DnsToken, reply: DnsReply) {
         self.command(Command::DnsReply(token, reply));
     }
-}
-
-/// What a watchdog needs to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Rounds of the loop so far.
-    pub ticks: u64,
-    /// The loop is within a round.
-    pub busy: bool,
-    /// Frames, host sockets or commands are ready and wait for the loop.
-    pub pending: bool,
 }
 
 /// A running loop. Dropped, it tells the loop to end but does not wait.
@@ -98,6 +96,8 @@ pub struct NetHandle {
     pub(crate) exit: Receiver<LoopExit>,
     /// What `exit` has told.
     pub(crate) ended: OnceLock<LoopExit>,
+    #[expect(dead_code, reason = "it acts by its drop")]
+    pub(crate) watched: Option<Watched>,
 }
 
 impl NetHandle {
@@ -164,19 +164,11 @@ impl NetHandle {
         self.claim.release();
     }
 
-    /// For a watchdog, see [`Watchdog`].
+    /// How far it has come.
     pub fn progress(&self) -> Progress {
-        let mut fds = [PollFd::new(self.shared.epoll.0.as_fd(), PollFlags::POLLIN)];
-        Progress {
-            ticks: self.shared.ticks.load(Ordering::SeqCst),
-            busy: self.shared.busy.load(Ordering::SeqCst),
-            pending: poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0),
-        }
-    }
-
-    /// Wakes the loop for a round without work.
-    pub fn nudge(&self) {
-        self.shared.wake();
+        let pending = watch::pending(std::iter::once(&*self.shared));
+        self.shared
+            .progress(pending.is_ok_and(|pending| pending == [true]))
     }
 
     /// Its counters.
@@ -188,138 +180,5 @@ impl NetHandle {
 impl Drop for NetHandle {
     fn drop(&mut self) {
         self.shared.command(Command::Stop);
-    }
-}
-
-/// A loop's health.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
-    /// It makes progress, or has nothing to do.
-    Healthy,
-    /// It had something to do and made no round for the watchdog's whole limit.
-    Stalled,
-}
-
-/// Notices a loop that does not make progress. Observe regularly, several times per limit.
-#[derive(Clone, Debug)]
-pub struct Watchdog {
-    limit: Duration,
-    owed: Option<(u64, Instant)>,
-    nudged: Option<Instant>,
-}
-
-impl Watchdog {
-    /// A loop may take up to `limit` for a round.
-    pub fn new(limit: Duration) -> Self {
-        Self {
-            limit,
-            owed: None,
-            nudged: None,
-        }
-    }
-
-    /// Looks at the loop. A loop that is idle is nudged now and then, so that it shows whether it
-    /// still turns before the guest needs it; not each time, since a thousand idle workers should
-    /// cost next to nothing.
-    pub fn observe(&mut self, now: Instant, handle: &NetHandle) -> Health {
-        let progress = handle.progress();
-        let health = self.judge(now, progress);
-        if !progress.pending && !progress.busy && self.nudge_is_due(now) {
-            handle.nudge();
-        }
-        health
-    }
-
-    fn nudge_is_due(&mut self, now: Instant) -> bool {
-        let due = self
-            .nudged
-            .is_none_or(|at| now.saturating_duration_since(at) >= self.limit * 4);
-        if due {
-            self.nudged = Some(now);
-        }
-        due
-    }
-
-    /// The judgement alone.
-    pub fn judge(&mut self, now: Instant, progress: Progress) -> Health {
-        if !progress.pending && !progress.busy {
-            self.owed = None;
-            return Health::Healthy;
-        }
-        match self.owed {
-            Some((ticks, since)) if ticks == progress.ticks => {
-                if now.saturating_duration_since(since) >= self.limit {
-                    Health::Stalled
-                } else {
-                    Health::Healthy
-                }
-            }
-            Some(_) | None => {
-                self.owed = Some((progress.ticks, now));
-                Health::Healthy
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_idle_loop_is_nudged_once_in_four_limits() {
-        let start = Instant::now();
-        let mut watchdog = Watchdog::new(Duration::from_secs(3));
-        let due: Vec<u64> = (0..30)
-            .filter(|s| watchdog.nudge_is_due(start + Duration::from_secs(*s)))
-            .collect();
-        assert_eq!(due, [0, 12, 24]);
-    }
-
-    fn progress(ticks: u64, busy: bool, pending: bool) -> Progress {
-        Progress {
-            ticks,
-            busy,
-            pending,
-        }
-    }
-
-    #[test]
-    fn only_work_without_rounds_is_a_stall() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut watchdog = Watchdog::new(Duration::from_secs(10));
-        assert_eq!(
-            watchdog.judge(at(0), progress(1, false, false)),
-            Health::Healthy
-        );
-        assert_eq!(
-            watchdog.judge(at(60), progress(1, false, false)),
-            Health::Healthy
-        );
-        assert_eq!(
-            watchdog.judge(at(61), progress(1, false, true)),
-            Health::Healthy
-        );
-        assert_eq!(
-            watchdog.judge(at(70), progress(1, false, true)),
-            Health::Healthy
-        );
-        assert_eq!(
-            watchdog.judge(at(71), progress(2, false, true)),
-            Health::Healthy
-        );
-        assert_eq!(
-            watchdog.judge(at(80), progress(2, true, false)),
-            Health::Healthy
-        );
-        assert_eq!(
-            watchdog.judge(at(81), progress(2, true, false)),
-            Health::Stalled
-        );
-        assert_eq!(
-            watchdog.judge(at(82), progress(3, false, false)),
-            Health::Healthy
-        );
     }
 }

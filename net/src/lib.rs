@@ -27,15 +27,17 @@ pub mod policy;
 mod stats;
 mod sys;
 mod tcp;
+mod watch;
 pub mod wire;
 
 pub use config::{NetworkConfig, PublishedPort};
 pub use dns::{DnsBusy, DnsQuery, DnsReplier, DnsReply, DnsService, DnsToken, DnsTransport};
 pub use driver::{ExitCallback, NetLoop, NetLoopBuilder};
 pub use error::NetError;
-pub use handle::{Fault, Health, LoopExit, NetHandle, Progress, Watchdog};
+pub use handle::{Fault, LoopExit, NetHandle};
 /// The DNS types in this crate's interface.
 pub use hickory_proto;
 pub use link::link_pair;
 pub use policy::{Policy, PolicyMode, Rule};
 pub use stats::{NetStats, Refusals, Traffic};
+pub use watch::Progress;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use memmap2::{Advice, MmapMut};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 
 use crate::error::NetError;
@@ -95,31 +96,59 @@ impl Drop for LinkClaim {
     }
 }
 
-/// Received frames, one batch at a time.
+/// Received frames, one batch at a time. Mapped and not from the heap, so that the host really has
+/// its memory back when the guest is idle.
 pub(crate) struct Receiver {
-    buffers: Vec<Box<[u8]>>,
+    buffers: Option<MmapMut>,
     lengths: [usize; BATCH],
 }
 
 impl Receiver {
     pub(crate) fn new() -> Self {
         Self {
-            buffers: (0..BATCH)
-                .map(|_| vec![0; FRAME_CAPACITY].into_boxed_slice())
-                .collect(),
+            buffers: None,
             lengths: [0; BATCH],
         }
     }
 
     /// Receives what is there, at most a batch.
     pub(crate) fn fill(&mut self, link: BorrowedFd<'_>) -> io::Result<usize> {
-        sys::receive_batch(link, &mut self.buffers, &mut self.lengths)
+        let buffers = match &mut self.buffers {
+            Some(buffers) => buffers,
+            none => none.insert(map_buffers()?),
+        };
+        let frames = buffers.chunks_exact_mut(FRAME_CAPACITY);
+        sys::receive_batch(link, frames, &mut self.lengths)
     }
 
     /// Frame `index` of the last batch; empty if it was larger than any frame may be.
     pub(crate) fn frame(&self, index: usize) -> &[u8] {
-        &self.buffers[index][..self.lengths[index]]
+        let begin = index * FRAME_CAPACITY;
+        self.buffers
+            .as_ref()
+            .map_or(&[], |buffers| &buffers[begin..begin + self.lengths[index]])
     }
+
+    /// Memory that it has now.
+    pub(crate) fn bytes(&self) -> usize {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.len())
+    }
+
+    /// Gives the memory back until the next batch.
+    pub(crate) fn release(&mut self) {
+        self.buffers = None;
+        self.lengths = [0; BATCH];
+    }
+}
+
+/// Most frames are small, and a page in 16 is enough for them: no huge page, please.
+fn map_buffers() -> io::Result<MmapMut> {
+    let buffers = MmapMut::map_anon(BATCH * FRAME_CAPACITY)?;
+    // A kernel without huge pages refuses, which is as good.
+    if let Err(error) = buffers.advise(Advice::NoHugePage) {
+        tracing::trace!(%error, "this kernel knows no huge pages");
+    }
+    Ok(buffers)
 }
 
 /// A frame in a buffer that was used before: what is beyond `length` is old.
@@ -211,6 +240,12 @@ impl Transmitter {
         Ok(Flush::Done)
     }
 
+    /// Gives back what is not in use.
+    pub(crate) fn release(&mut self) {
+        self.spare = Vec::new();
+        self.queue.shrink_to_fit();
+    }
+
     fn recycle(&mut self, frame: Frame) {
         if self.spare.len() < TRANSMIT_LIMIT {
             self.spare.push(frame.buffer);
@@ -256,6 +291,24 @@ mod tests {
         }
         assert!(was_full);
         assert_eq!(stats.traffic.frames_out.get(), 500);
+    }
+
+    #[test]
+    fn a_receiver_that_gave_its_memory_back_receives_again() {
+        let (host, guest) = link_pair().unwrap();
+        let mut receiver = Receiver::new();
+        for round in 0..3u8 {
+            for length in [60, 65536, 1] {
+                let frame = vec![round; length];
+                nix::sys::socket::send(guest.as_raw_fd(), &frame, MsgFlags::empty()).unwrap();
+            }
+            assert_eq!(receiver.fill(host.as_fd()).unwrap(), 3);
+            for (index, length) in [60, 65536, 1].into_iter().enumerate() {
+                assert_eq!(receiver.frame(index), vec![round; length]);
+            }
+            receiver.release();
+            assert!(receiver.buffers.is_none() && receiver.frame(1).is_empty());
+        }
     }
 
     #[test]

@@ -99,6 +99,8 @@ counters! {
         dns_queries,
         /// Bytes of TCP buffers now.
         buffer_bytes,
+        /// Bytes of buffers for frames from the guest now; none while the loop is at rest.
+        frame_bytes,
     }
 }
 

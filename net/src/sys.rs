@@ -10,27 +10,29 @@ pub(crate) const BATCH: usize = 32;
 
 /// Receives up to [`BATCH`] datagrams, one into each of `buffers`; `lengths` says how long each
 /// is, 0 for one that did not fit.
-pub(crate) fn receive_batch(
+pub(crate) fn receive_batch<'a>(
     fd: BorrowedFd<'_>,
-    buffers: &mut [Box<[u8]>],
+    buffers: impl Iterator<Item = &'a mut [u8]>,
     lengths: &mut [usize; BATCH],
 ) -> io::Result<usize> {
-    let count = buffers.len().min(BATCH);
+    let mut count = 0;
     // SAFETY: iovec is plain data for which zero is a value (null pointer, no length).
     let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
     // SAFETY: mmsghdr is plain data for which zero is a value (no name, no vectors, no control).
     let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
-    for (index, buffer) in buffers.iter_mut().take(count).enumerate() {
-        vectors[index] = libc::iovec {
+    for buffer in buffers.take(BATCH) {
+        vectors[count] = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: buffer.len(),
         };
-        headers[index].msg_hdr.msg_iov = &raw mut vectors[index];
-        headers[index].msg_hdr.msg_iovlen = 1;
+        headers[count].msg_hdr.msg_iov = &raw mut vectors[count];
+        headers[count].msg_hdr.msg_iovlen = 1;
+        count += 1;
     }
     // SAFETY: `headers` and the `vectors` that it points to are alive and do not move during the
-    // call; each vector names one whole buffer, borrowed mutably by this function's caller. The
-    // kernel writes within them only. `count` is at most the length of `headers`.
+    // call; each vector names one whole buffer, borrowed mutably and apart from the others by this
+    // function's caller ('a outlives it). The kernel writes within them only. `count` is at most
+    // the length of `headers`.
     let received = unsafe {
         libc::recvmmsg(
             fd.as_raw_fd(),

@@ -13,9 +13,12 @@
 
 pub mod window;
 
+use std::fmt;
+
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+use crate::guest::Names;
 use crate::ids::GuestPid;
 use crate::log::Stream;
 use crate::restart::Exit;
@@ -53,7 +56,7 @@ pub struct TerminalSize {
 }
 
 /// What a session runs. What is not said is as the workload has it.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Command {
     /// Program and arguments; the program is looked up in the guest's PATH.
     pub command: Vec<String>,
@@ -67,6 +70,27 @@ pub struct Command {
     pub terminal: Option<TerminalSize>,
     /// It reads what the client writes; else it reads the end of its input at once.
     pub stdin: bool,
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            command,
+            env,
+            cwd,
+            user,
+            terminal,
+            stdin,
+        } = self;
+        f.debug_struct("Command")
+            .field("command", command)
+            .field("env", &Names(env))
+            .field("cwd", cwd)
+            .field("user", user)
+            .field("terminal", terminal)
+            .field("stdin", stdin)
+            .finish()
+    }
 }
 
 /// From the supervisor to vm-init.

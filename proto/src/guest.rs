@@ -1,5 +1,6 @@
 //! What vm-init is told to become. Written by the host, read once at boot.
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bincode::{Decode, Encode};
@@ -159,8 +160,20 @@ pub struct GuestNetwork {
     pub hosts: Vec<(String, std::net::IpAddr)>,
 }
 
+/// Shows the names of variables and not their values: which of them are secret is known to
+/// nobody down here.
+pub struct Names<'a>(pub &'a [(String, String)]);
+
+impl fmt::Debug for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
 /// The user's process.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub struct Workload {
     /// Program and arguments; the program is looked up in the guest's PATH.
     pub command: Vec<String>,
@@ -172,8 +185,33 @@ pub struct Workload {
     pub user: GuestUser,
     /// Limits of its cgroup.
     pub limits: GuestLimits,
-    /// Milliseconds between SIGTERM and SIGKILL when vm-init itself ends it.
+    /// Milliseconds between the stop signal and SIGKILL when vm-init itself ends it.
     pub stop_grace_ms: u64,
+    /// What asks it to end: SIGTERM, unless its image says otherwise.
+    pub stop_signal: i32,
+}
+
+impl fmt::Debug for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            command,
+            env,
+            cwd,
+            user,
+            limits,
+            stop_grace_ms,
+            stop_signal,
+        } = self;
+        f.debug_struct("Workload")
+            .field("command", command)
+            .field("env", &Names(env))
+            .field("cwd", cwd)
+            .field("user", user)
+            .field("limits", limits)
+            .field("stop_grace_ms", stop_grace_ms)
+            .field("stop_signal", stop_signal)
+            .finish()
+    }
 }
 
 /// As whom the workload runs.

@@ -97,6 +97,11 @@ impl BootId {
     pub const fn from_random(bits: u64) -> Self {
         Self(bits)
     }
+
+    /// The bits that it was made of.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
 }
 
 impl fmt::Display for BootId {

@@ -32,6 +32,9 @@ pub struct VfsExport {
     pub listener_fd: i32,
     /// The guest may cache without asking again: for trees that do not change under it (`/usr`).
     pub immutable: bool,
+    /// The guest asks for every name and attribute each time: what the host changes is seen at once.
+    /// Otherwise, unless it is immutable, within a second.
+    pub live: bool,
 }
 
 /// From `iii-vfs` to the supervisor.

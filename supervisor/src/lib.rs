@@ -2,6 +2,7 @@
 //! `iii-super`.
 //!
 //! * [`Supervisor`]: runs workers and keeps them running, for any program to embed;
+//! * [`log_store`]: the output that is kept, and its readers;
 //! * [`workers_file`]: `iii.workers.yaml`, checked whole, every fault with its place;
 //! * behind the feature `cli`: [`cli`], the program's commands, with [`output`], what `run` prints,
 //!   [`control`], how they speak to a running supervisor, and [`doctor`], what this host can run and
@@ -23,10 +24,16 @@ mod dev;
 mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;
+#[cfg(feature = "cli")]
+mod gate;
+mod images;
+pub mod log_store;
 mod order;
 #[cfg(feature = "cli")]
 pub mod output;
 mod prepare;
+#[cfg(feature = "cli")]
+mod reload;
 mod state;
 mod streams;
 mod supervisor;
@@ -34,13 +41,15 @@ mod worker;
 pub mod workers_file;
 
 pub use disks::{DiskError, DiskUse};
-pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine};
+pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine, LogSource};
 pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession};
+pub use iii_actors::logs::LogReader;
 pub use iii_actors::spec::{self, WorkerSpec};
 pub use iii_actors::{
-    AddError, Fault, InjectError, Outcome, Outcomes, RequestError, Scope, SystemError, WorkerState,
-    WorkerStatus,
+    AddError, Fault, InjectError, Outcome, Outcomes, ReplaceError, RequestError, Scope,
+    SystemError, WorkerState, WorkerStatus,
 };
+pub use iii_image::registry;
 pub use iii_proto::ids::WorkerName;
 pub use prepare::{PrepareError, PrepareFault, PreparedWorker};
 pub use state::StateError;

@@ -2,30 +2,37 @@
 //! here, for all workers together, before anything of any of them is started.
 
 mod disks;
+mod image_root;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
-use iii_actors::plan::WorkerPlan;
-use iii_actors::spec::{Condition, NetworkMode, RootSpec, WorkerSpec};
+use iii_actors::plan::{PlanDisk, WorkerPlan};
+use iii_actors::spec::{Condition, MountSpec, NetworkMode, RootSpec, WorkerSpec};
 use iii_firmware::Firmware;
 use iii_firmware::initramfs::{Initramfs, InitramfsError};
 use iii_image::erofs::ErofsError;
+use iii_image::image_root::{AccountError, ImageCommandError};
+use iii_image::store::StoreError;
 use iii_image::{
-    CommandError, CommandLookup, HostRoot, HostRootError, MountView, SkeletonEntry, skeleton,
+    CommandError, CommandLookup, HostRoot, HostRootError, MountView, Owner, PullError, RootExport,
+    SkeletonEntry, skeleton,
 };
 use iii_net::policy::RuleError;
 use iii_net::{Policy, PolicyMode};
 use iii_proto::SKELETON_PATH;
-use iii_proto::guest::{Mount, MountSource, Root, Upper};
+use iii_proto::guest::{GuestUser, Lower, Mount, MountSource, Root, Upper};
 use iii_proto::ids::WorkerName;
 use iii_proto::vfs::VfsExport;
 
 use self::disks::PlannedDisks;
 use crate::accounts::{Account, Accounts};
 use crate::disks::{DiskError, DiskStore};
+use crate::images::Images;
 use crate::order::launch_order;
 
+/// What asks a workload to end, unless its image says otherwise.
+const SIGTERM: i32 = 15;
 /// virtio-mmio slots that are left for exports and disks beside the serial and the network device.
 const DEVICE_SLOTS: usize = 6;
 
@@ -60,6 +67,18 @@ pub enum PrepareFault {
     /// The host's toolchain cannot be its root.
     #[error(transparent)]
     HostRoot(#[from] HostRootError),
+    /// Images cannot be kept on this host.
+    #[error(transparent)]
+    Images(#[from] Box<StoreError>),
+    /// Its image cannot be had.
+    #[error(transparent)]
+    Pull(#[from] Box<PullError>),
+    /// Its user is not in its image.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// Its command is not in its image.
+    #[error(transparent)]
+    ImageCommand(#[from] Box<ImageCommandError>),
     /// A kind of root that this supervisor does not know.
     #[error("failed to prepare its root: this build does not know {0}")]
     UnknownRoot(String),
@@ -153,8 +172,29 @@ pub enum PrepareFault {
 pub(crate) struct Preparation<'a> {
     firmware: &'a Firmware,
     disks: Option<DiskStore>,
+    images: &'a Images,
     present: Vec<WorkerName>,
+    /// Listeners of workers that are to go, for those that publish the same ports after them.
+    inherited: Vec<TcpListener>,
     host_root: Option<(Arc<HostRoot>, Arc<[u8]>)>,
+    /// vm-init alone: an image is a root without a skeleton.
+    bare_medium: Option<Arc<[u8]>>,
+}
+
+/// What a worker comes to with its root.
+struct Base {
+    initramfs: Arc<[u8]>,
+    lowers: Vec<Lower>,
+    skeleton: bool,
+    exports: Vec<RootExport>,
+    user: GuestUser,
+    /// To whom the files of mounts belong in the guest.
+    owner: Owner,
+    cwd: String,
+    stop_signal: i32,
+    command: Vec<String>,
+    env: Vec<(String, String)>,
+    disks: Vec<PlanDisk>,
 }
 
 impl<'a> Preparation<'a> {
@@ -162,15 +202,24 @@ impl<'a> Preparation<'a> {
     /// already.
     pub(crate) fn new(
         firmware: &'a Firmware,
+        images: &'a Images,
         disks: Option<DiskStore>,
         present: Vec<WorkerName>,
     ) -> Self {
         Self {
             firmware,
             disks,
+            images,
             present,
+            inherited: Vec::new(),
             host_root: None,
+            bare_medium: None,
         }
+    }
+
+    /// Listeners of workers that are to go, for those that publish the same ports after them.
+    pub(crate) fn inheriting(self, inherited: Vec<TcpListener>) -> Self {
+        Self { inherited, ..self }
     }
 
     /// Checks all workers. Either all can be started, or every fault is told.
@@ -231,41 +280,75 @@ impl<'a> Preparation<'a> {
             return Ok(found.clone());
         }
         let root = HostRoot::discover()?;
-        let medium = boot_medium(self.firmware, &root.skeleton)?;
+        let medium = boot_medium(self.firmware, Some(&root.skeleton))?;
         let found = (Arc::new(root), Arc::from(medium));
         self.host_root = Some(found.clone());
         Ok(found)
     }
 
-    fn worker(&mut self, mut spec: WorkerSpec) -> Result<WorkerPlan, Vec<PrepareFault>> {
-        let (root, initramfs) = match &spec.root {
-            RootSpec::Host => self.host_root().map_err(|fault| vec![fault])?,
-            other => return Err(vec![PrepareFault::UnknownRoot(format!("{other:?}"))]),
-        };
-        let mut faults = Vec::new();
+    fn bare_medium(&mut self) -> Result<Arc<[u8]>, PrepareFault> {
+        if let Some(medium) = &self.bare_medium {
+            return Ok(medium.clone());
+        }
+        let medium: Arc<[u8]> = Arc::from(boot_medium(self.firmware, None)?);
+        self.bare_medium = Some(medium.clone());
+        Ok(medium)
+    }
+
+    fn on_host_root(
+        &mut self,
+        spec: &WorkerSpec,
+        faults: &mut Vec<PrepareFault>,
+    ) -> Result<Base, PrepareFault> {
+        let (root, initramfs) = self.host_root()?;
         let accounts = Accounts::of(&root.skeleton);
         let account = accounts.find(spec.user.as_ref()).unwrap_or_else(|fault| {
             faults.push(fault);
             Account::of_workers()
         });
+        let owner = Owner {
+            uid: account.uid,
+            gid: account.gid,
+        };
         let cwd = spec.cwd.clone().unwrap_or_else(|| account.home.clone());
-        match command(&spec, &root, &cwd) {
-            Ok(program) => spec.command[0] = program,
+        let mut command = spec.command.clone();
+        match host_command(spec, &root, &cwd) {
+            Ok(program) => command[0] = program,
             Err(fault) => faults.push(fault),
         }
+        Ok(Base {
+            initramfs,
+            lowers: Vec::new(),
+            skeleton: true,
+            exports: root.exports.clone(),
+            user: accounts.for_guest(account, &spec.mounts),
+            owner,
+            cwd,
+            stop_signal: SIGTERM,
+            command,
+            env: spec.env.clone(),
+            disks: Vec::new(),
+        })
+    }
+
+    fn worker(&mut self, mut spec: WorkerSpec) -> Result<WorkerPlan, Vec<PrepareFault>> {
+        let mut faults = Vec::new();
+        let base = match spec.root.clone() {
+            RootSpec::Host => self.on_host_root(&spec, &mut faults),
+            RootSpec::Image(image) => self.on_image(&spec, &image, &mut faults),
+            other => Err(PrepareFault::UnknownRoot(format!("{other:?}"))),
+        };
+        let base = base.map_err(|fault| vec![fault])?;
         let policy = policy(&spec).unwrap_or_else(|fault| {
             faults.push(fault);
             Policy::default()
         });
-        let disks = usize::from(spec.persist.is_some()) + spec.disks.len();
-        let (mut mounts, exports) = mounts(&spec, &root, &account, disks, &mut faults);
-        let listeners = listeners(&spec, &mut faults);
+        let (mut mounts, exports) = mounts(&spec, &base, &mut faults);
+        let listeners = listeners(&spec, &mut self.inherited, &mut faults);
+        let owner = (base.owner.uid, base.owner.gid);
         // Made only for a worker that could be started otherwise.
         let disks = match faults.is_empty() {
-            true => {
-                let owner = (account.uid, account.gid);
-                disks::plan(&spec, self.disks.as_ref(), owner, &mut faults)
-            }
+            true => disks::plan(&spec, self.disks.as_ref(), owner, &mut faults),
             false => PlannedDisks::default(),
         };
         if !faults.is_empty() {
@@ -273,19 +356,21 @@ impl<'a> Preparation<'a> {
         }
         mounts.extend(disks.mounts);
         let size_bytes = spec.resources.disk.unwrap_or(spec.resources.memory / 2);
+        (spec.command, spec.env) = (base.command, base.env);
         Ok(WorkerPlan {
             kernel: self.firmware.kernel().to_owned(),
-            initramfs,
+            initramfs: base.initramfs,
             root: Root {
-                lowers: Vec::new(),
-                skeleton: true,
+                lowers: base.lowers,
+                skeleton: base.skeleton,
                 upper: disks.upper.unwrap_or(Upper::Tmpfs { size_bytes }),
             },
             mounts,
             exports,
-            disks: disks.disks,
-            user: accounts.for_guest(account, &spec.mounts),
-            cwd,
+            disks: base.disks.into_iter().chain(disks.disks).collect(),
+            user: base.user,
+            cwd: base.cwd,
+            stop_signal: base.stop_signal,
             policy,
             listeners,
             spec,
@@ -315,23 +400,29 @@ fn in_order(specs: Vec<WorkerSpec>) -> Result<Vec<WorkerSpec>, PrepareError> {
 }
 
 /// vm-init and the skeleton, which are the same at every boot.
-fn boot_medium(firmware: &Firmware, skeleton: &[SkeletonEntry]) -> Result<Vec<u8>, PrepareFault> {
+fn boot_medium(
+    firmware: &Firmware,
+    skeleton: Option<&[SkeletonEntry]>,
+) -> Result<Vec<u8>, PrepareFault> {
     let mut medium = Initramfs::new();
     medium.init(firmware.init().bytes())?;
-    medium.file(SKELETON_PATH, 0o400, &skeleton::image(skeleton)?)?;
+    if let Some(skeleton) = skeleton {
+        medium.file(SKELETON_PATH, 0o400, &skeleton::image(skeleton)?)?;
+    }
     Ok(medium.finish())
 }
 
-fn command(spec: &WorkerSpec, root: &HostRoot, cwd: &str) -> Result<String, PrepareFault> {
+fn views(spec: &WorkerSpec) -> Vec<MountView> {
+    let view = |mount: &MountSpec| MountView {
+        host: mount.host.clone(),
+        guest: mount.guest.clone(),
+    };
+    spec.mounts.iter().map(view).collect()
+}
+
+fn host_command(spec: &WorkerSpec, root: &HostRoot, cwd: &str) -> Result<String, PrepareFault> {
     let program = spec.command.first().ok_or(PrepareFault::NoCommand)?;
-    let views: Vec<MountView> = spec
-        .mounts
-        .iter()
-        .map(|mount| MountView {
-            host: mount.host.clone(),
-            guest: mount.guest.clone(),
-        })
-        .collect();
+    let views = views(spec);
     let path = std::env::var_os("PATH");
     let lookup = CommandLookup {
         path: path.as_deref(),
@@ -367,14 +458,12 @@ fn policy(spec: &WorkerSpec) -> Result<Policy, PrepareFault> {
 
 fn mounts(
     spec: &WorkerSpec,
-    root: &HostRoot,
-    account: &Account,
-    disks: usize,
+    base: &Base,
     faults: &mut Vec<PrepareFault>,
 ) -> (Vec<Mount>, Vec<VfsExport>) {
     let mut mounts = Vec::new();
     let mut exports = Vec::new();
-    for export in &root.exports {
+    for export in &base.exports {
         mounts.push(Mount {
             target: export.guest_path.clone(),
             source: MountSource::Overlay {
@@ -389,8 +478,11 @@ fn mounts(
             guest_gid: 0,
             listener_fd: -1,
             immutable: true,
+            live: false,
         });
     }
+    let own = usize::from(spec.persist.is_some()) + spec.disks.len();
+    let disks = base.disks.len() + own;
     if let Some(fault) = too_many_mounts(spec.mounts.len(), exports.len(), disks) {
         faults.push(fault);
     }
@@ -420,10 +512,11 @@ fn mounts(
             tag,
             path,
             read_only: mount.read_only,
-            guest_uid: account.uid,
-            guest_gid: account.gid,
+            guest_uid: base.owner.uid,
+            guest_gid: base.owner.gid,
             listener_fd: -1,
             immutable: false,
+            live: spec.live_mounts,
         });
     }
     (mounts, exports)
@@ -443,14 +536,28 @@ fn too_many_mounts(wanted: usize, root: usize, disks: usize) -> Option<PrepareFa
     })
 }
 
-fn listeners(spec: &WorkerSpec, faults: &mut Vec<PrepareFault>) -> Vec<(TcpListener, u16)> {
+fn listeners(
+    spec: &WorkerSpec,
+    inherited: &mut Vec<TcpListener>,
+    faults: &mut Vec<PrepareFault>,
+) -> Vec<(TcpListener, u16)> {
     let mut listeners = Vec::new();
     for port in &spec.ports {
         let address = SocketAddr::new(port.address, port.host_port);
+        let at = |listener: &TcpListener| listener.local_addr().ok();
+        if let Some(n) = inherited.iter().position(|l| at(l) == Some(address)) {
+            listeners.push((inherited.swap_remove(n), port.guest_port));
+            continue;
+        }
         match bind(address) {
             Ok(listener) => listeners.push((listener, port.guest_port)),
             Err(source) => {
+                let same_port = |l: &TcpListener| at(l).map(|a| a.port()) == Some(port.host_port);
                 let remedy = match source.kind() {
+                    std::io::ErrorKind::AddrInUse if inherited.iter().any(same_port) => {
+                        "a worker that is to be replaced or removed still listens there on another \
+                         address: stop it first"
+                    }
                     std::io::ErrorKind::AddrInUse => {
                         "another program listens there: stop it or publish another port"
                     }

@@ -1,21 +1,24 @@
 //! The library: a supervisor that any program can embed. No actix type is in its interface, and it
 //! works from any tokio runtime: the actors have threads of their own.
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iii_actors::event::{EventBus, EventKind, LogLine};
+use iii_actors::event::{EventBus, EventKind};
 use iii_actors::exec::{ExecError, ExecRequest, ExecSession};
-use iii_actors::logs::LogBus;
+use iii_actors::logs::{LogBus, LogReader};
 use iii_actors::memory::Keeper;
 use iii_actors::plan::Environment;
 use iii_actors::spec::WorkerSpec;
 use iii_actors::{
-    ActorSystem, AddError, Fault, InjectError, Outcomes, RequestError, SystemError, WorkerStatus,
+    ActorSystem, AddError, Fault, InjectError, Outcomes, ReplaceError, RequestError, SystemError,
+    WorkerStatus,
 };
 use iii_firmware::options::OptionsError;
 use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, Progress};
+use iii_image::registry::RegistryOptions;
 use iii_proto::ids::WorkerName;
 use iii_vmm::helpers::{self, HelperError, HelperPlaces};
 use iii_vmm::host::{HostFacts, virtualisation};
@@ -23,9 +26,10 @@ use iii_vmm::process::{SpawnError, Spawner};
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::tsc;
 use iii_vmm::vmm::{Vmm, VmmError, VmmInfo};
-use tokio::sync::mpsc;
 
 use crate::disks::{DiskError, DiskStore, DiskUse};
+use crate::images::Images;
+use crate::log_store::{self, LogStore, StoredLogs};
 use crate::prepare::{Preparation, PrepareError, PreparedWorker};
 use crate::state::{FileKeeper, StateDirectory, StateError};
 use crate::streams::EventStream;
@@ -86,6 +90,9 @@ pub enum StartError {
     /// The thread that keeps the state cannot be started.
     #[error("failed to start the thread that keeps the state: {0}")]
     Keeper(std::io::Error),
+    /// The thread that stores the output cannot be started.
+    #[error("failed to start the thread that stores the output: {0}")]
+    LogStore(std::io::Error),
     /// The runtime that this was called from is shutting down.
     #[error("failed to start the supervisor: the runtime is shutting down")]
     Runtime,
@@ -99,8 +106,11 @@ pub struct SupervisorBuilder {
     helper_dir: Option<PathBuf>,
     firmware: Option<FirmwareOptions>,
     progress: Arc<dyn Progress>,
+    registry: Option<RegistryOptions>,
+    images_dir: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     forget: bool,
+    store_logs: bool,
 }
 
 impl std::fmt::Debug for SupervisorBuilder {
@@ -111,6 +121,7 @@ impl std::fmt::Debug for SupervisorBuilder {
             .field("firmware", &self.firmware)
             .field("state_dir", &self.state_dir)
             .field("forget", &self.forget)
+            .field("store_logs", &self.store_logs)
             .finish_non_exhaustive()
     }
 }
@@ -135,6 +146,19 @@ impl SupervisorBuilder {
         self
     }
 
+    /// Where images are kept; by default in this user's `~/.iii`. Supervisors may share it.
+    pub fn images_dir(mut self, directory: PathBuf) -> Self {
+        self.images_dir = Some(directory);
+        self
+    }
+
+    /// How registries of images are spoken to; by default with the credentials that Docker keeps
+    /// for this user, and with TLS, except on this host's loopback.
+    pub fn registry(mut self, options: RegistryOptions) -> Self {
+        self.registry = Some(options);
+        self
+    }
+
     /// Told about downloads. Silence by default.
     pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = progress;
@@ -154,6 +178,14 @@ impl SupervisorBuilder {
         self
     }
 
+    /// Whether the output of the workloads is kept in the state directory, where
+    /// [`Supervisor::stored_logs`] reads it; it is, if there is one, unless told otherwise. How much
+    /// of it is each worker's own matter ([`WorkerSpec::logs`]).
+    pub fn store_logs(mut self, store: bool) -> Self {
+        self.store_logs = store;
+        self
+    }
+
     /// Checks the host, fetches what is missing, and starts a supervisor without workers.
     ///
     /// # Errors
@@ -161,6 +193,7 @@ impl SupervisorBuilder {
     pub async fn start(self) -> Result<Supervisor, StartError> {
         tsc::start();
         let (state_dir, forget) = (self.state_dir.clone(), self.forget);
+        let store_logs = self.store_logs;
         let host = tokio::task::spawn_blocking(move || Host::look(self))
             .await
             .map_err(|_| StartError::Runtime)??;
@@ -173,6 +206,14 @@ impl SupervisorBuilder {
             .map(|state| state.keeper(bus.clone()))
             .transpose()
             .map_err(StartError::Keeper)?;
+        let store = match &state {
+            Some(state) if store_logs => {
+                let directory = log_store::directory_in(state.path());
+                let store = LogStore::start(directory, &logs, bus.clone());
+                Some(store.map_err(StartError::LogStore)?)
+            }
+            Some(_) | None => None,
+        };
         let system = ActorSystem::start(Environment {
             vmm: host.vmm,
             vmm_info: host.vmm_info,
@@ -187,7 +228,9 @@ impl SupervisorBuilder {
             system: Arc::new(system),
             bus,
             firmware: Arc::new(host.firmware),
+            images: Arc::new(host.images),
             logs,
+            store,
             keeper,
             state,
         })
@@ -201,6 +244,7 @@ struct Host {
     places: HelperPlaces,
     vfs_program: PathBuf,
     firmware: Firmware,
+    images: Images,
 }
 
 impl Host {
@@ -222,8 +266,15 @@ impl Host {
             })),
         };
         let vmm_info = vmm.check()?;
+        let directory = options.images_dir;
+        let directory = directory.unwrap_or_else(|| firmware.home.images_dir());
+        let mut images = Images::new(directory, options.progress.clone());
+        if let Some(registry) = options.registry {
+            images.registry = registry;
+        }
         let firmware = Firmware::locate(&firmware, &*options.progress)?;
         Ok(Self {
+            images,
             vmm,
             vmm_info,
             places,
@@ -269,7 +320,9 @@ pub struct Supervisor {
     system: Arc<ActorSystem>,
     bus: EventBus,
     firmware: Arc<Firmware>,
+    images: Arc<Images>,
     logs: LogBus,
+    store: Option<LogStore>,
     keeper: Option<Arc<FileKeeper>>,
     state: Option<StateDirectory>,
 }
@@ -279,6 +332,9 @@ impl Drop for Supervisor {
         // First what runs, whoever else has a handle to it; then what is remembered of it; the
         // lock on that goes with the fields.
         self.system.end();
+        if let Some(store) = &self.store {
+            store.close();
+        }
         if let Some(keeper) = &self.keeper {
             keeper.close();
         }
@@ -293,8 +349,11 @@ impl Supervisor {
             helper_dir: None,
             firmware: None,
             progress: Arc::new(()),
+            registry: None,
+            images_dir: None,
             state_dir: None,
             forget: false,
+            store_logs: true,
         }
     }
 
@@ -322,11 +381,23 @@ impl Supervisor {
         &self,
         specs: Vec<WorkerSpec>,
     ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
-        let firmware = Arc::clone(&self.firmware);
+        self.prepare_inheriting(specs, Vec::new()).await
+    }
+
+    async fn prepare_inheriting(
+        &self,
+        specs: Vec<WorkerSpec>,
+        inherited: Vec<TcpListener>,
+    ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
+        let (firmware, images) = (Arc::clone(&self.firmware), Arc::clone(&self.images));
         let present = self.workers().await.unwrap_or_default();
         let present = present.into_iter().map(|status| status.name).collect();
         let disks = self.disk_store();
-        let work = move || Preparation::new(&firmware, disks, present).prepare(specs);
+        let work = move || {
+            Preparation::new(&firmware, &images, disks, present)
+                .inheriting(inherited)
+                .prepare(specs)
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             // Only a panic in there, or a runtime that is shutting down; neither has a remedy.
@@ -349,7 +420,58 @@ impl Supervisor {
         if let Some(keeper) = &self.keeper {
             keeper.declare(spec);
         }
+        if let Some(store) = &self.store {
+            store.declare(&name, spec.logs);
+        }
         self.system.add(worker.plan, memory, true).await?;
+        Ok(self.worker(name))
+    }
+
+    /// As [`Self::prepare`], for workers that come after others that are there: what a worker of
+    /// `instead_of` publishes now may be published by one of these.
+    ///
+    /// # Errors
+    /// Every fault of every spec.
+    pub async fn prepare_instead(
+        &self,
+        specs: Vec<WorkerSpec>,
+        instead_of: &[WorkerName],
+    ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
+        let mut inherited = Vec::new();
+        for worker in instead_of {
+            match self.system.listeners(worker.clone()).await {
+                Ok(listeners) => inherited.extend(listeners),
+                // Then its ports are found in use, which is told.
+                Err(error) => tracing::warn!(%worker, %error, "failed to hand on its ports"),
+            }
+        }
+        self.prepare_inheriting(specs, inherited).await
+    }
+
+    /// Takes a prepared worker without starting it.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub async fn hold(&self, worker: PreparedWorker) -> Result<Worker, AddError> {
+        let name = worker.plan.spec.name.clone();
+        if let Some(keeper) = &self.keeper {
+            keeper.declare(&worker.plan.spec);
+        }
+        self.system.add(worker.plan, None, false).await?;
+        Ok(self.worker(name))
+    }
+
+    /// Gives the worker of this name other settings: what runs of it is stopped in order and started
+    /// anew, what is at rest is started. Counters begin anew; neighbours go on.
+    ///
+    /// # Errors
+    /// [`ReplaceError`] for a name that is not there, and dependencies that cannot be.
+    pub async fn replace(&self, worker: PreparedWorker) -> Result<Worker, ReplaceError> {
+        let name = worker.plan.spec.name.clone();
+        if let Some(keeper) = &self.keeper {
+            keeper.declare(&worker.plan.spec);
+        }
+        self.system.replace(worker.plan).await?;
         Ok(self.worker(name))
     }
 
@@ -368,6 +490,13 @@ impl Supervisor {
     /// [`RequestError::Ended`].
     pub async fn workers(&self) -> Result<Vec<WorkerStatus>, RequestError> {
         self.system.statuses().await
+    }
+
+    /// Begins to stop workers within their grace, each behind those of them that depend on it;
+    /// [`Worker::at_rest`] tells when that is done. [`Worker::stop`] for each in turn would stop the
+    /// first before it is known that its dependents are to stop as well.
+    pub fn stop(&self, workers: Vec<WorkerName>) {
+        self.system.stop_workers(workers);
     }
 
     /// Stops a worker within its grace and forgets it; resolves when nothing of it is left, its
@@ -397,11 +526,19 @@ impl Supervisor {
         self.logs.follow_all()
     }
 
-    /// The output of all workloads from now on; for the first caller. A slow reader slows the
-    /// workloads down and loses nothing; without a reader, or once it is gone, nobody waits.
-    /// [`Worker::logs`] follows one worker and slows nobody.
-    pub fn take_logs(&self) -> Option<mpsc::Receiver<LogLine>> {
+    /// The output of all workloads from now on; for the first caller. Workers have queues of their
+    /// own and are read in turn: a slow reader slows those down that write more than it reads, and
+    /// loses nothing; without a reader, or once it is gone, nobody waits. [`Worker::logs`] follows
+    /// one worker and slows nobody.
+    pub fn take_logs(&self) -> Option<LogReader> {
         self.logs.take()
+    }
+
+    /// The output that is kept, of earlier supervisors with this state directory too; `None` if
+    /// none is.
+    pub fn stored_logs(&self) -> Option<StoredLogs> {
+        let state = self.state.as_ref().filter(|_| self.store.is_some())?;
+        Some(StoredLogs::of_state_dir(state.path()))
     }
 
     /// Resolves once no worker runs or will be started again, with how each ended.
@@ -427,6 +564,8 @@ impl Supervisor {
                 }
             }
         };
+        // The last words too.
+        self.logs.all_stored().await;
         if let Some(keeper) = &self.keeper {
             keeper.clean();
         }
@@ -481,6 +620,12 @@ impl Supervisor {
     #[cfg(feature = "cli")]
     pub(crate) fn emit(&self, worker: &WorkerName, kind: EventKind) {
         self.bus.emit(Some(worker), None, kind);
+    }
+
+    /// The same of the supervisor itself.
+    #[cfg(feature = "cli")]
+    pub(crate) fn tell(&self, kind: EventKind) {
+        self.bus.emit(None, None, kind);
     }
 
     fn disk_store(&self) -> Option<DiskStore> {

@@ -83,6 +83,15 @@ impl Worker {
     pub async fn restart_until_ready(&self, scope: Scope) -> Result<WorkerStatus, RequestError> {
         let starts = self.status().await?.workload_starts;
         self.restart(scope).await?;
+        self.ready_after(starts).await
+    }
+
+    /// Resolves once it is ready after more starts of its workload than these, or at rest and will
+    /// not be.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn ready_after(&self, starts: u64) -> Result<WorkerStatus, RequestError> {
         self.system.ready_after(self.name.clone(), starts).await
     }
 

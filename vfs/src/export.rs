@@ -265,7 +265,11 @@ fn passthrough(spec: &VfsExport, file_handles: bool) -> Result<Config, ExportErr
         .to_str()
         .ok_or_else(|| ExportError::NotUtf8(spec.path.clone()))?
         .to_owned();
-    let validity = if spec.immutable { IMMUTABLE } else { CHANGING };
+    let validity = match (spec.immutable, spec.live) {
+        (true, _) => IMMUTABLE,
+        (false, true) => Duration::ZERO,
+        (false, false) => CHANGING,
+    };
     Ok(Config {
         root_dir,
         attr_timeout: validity,

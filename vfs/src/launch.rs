@@ -228,6 +228,7 @@ mod tests {
             guest_gid: 1000,
             listener_fd: -1,
             immutable: false,
+            live: false,
         }
     }
 

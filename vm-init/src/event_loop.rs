@@ -71,6 +71,8 @@ pub struct Settings {
     pub at_rest: AtRest,
     /// Between SIGTERM and SIGKILL where the host names no grace.
     pub stop_grace: Duration,
+    /// What asks the workload to end.
+    pub stop_signal: i32,
     /// Obey injected faults.
     pub allow_faults: bool,
     /// Seed of the restarts' jitter.
@@ -88,6 +90,7 @@ impl Settings {
             health: spec.health.clone(),
             at_rest: spec.at_rest,
             stop_grace: Duration::from_millis(spec.workload.stop_grace_ms),
+            stop_signal: spec.workload.stop_signal,
             allow_faults: spec.allow_faults,
             seed: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
             owns_machine,
@@ -196,7 +199,8 @@ impl EventLoop {
                 settings.health.clone(),
                 settings.stop_grace,
                 settings.at_rest,
-            ),
+            )
+            .stopped_by(settings.stop_signal),
             kernel_log: settings
                 .owns_machine
                 .then(KernelLog::open)

@@ -139,6 +139,11 @@ fn boot(
         let queued = control.queue(&GuestMessage::Warning { message });
         at(BootStage::Prepared, queued)?;
     }
+    let is_image = !spec.root.lowers.is_empty();
+    if is_image {
+        let cwd = make_working_directory(&spec.workload.cwd);
+        at(BootStage::Prepared, cwd)?;
+    }
     let probe = match spec.health.as_ref().map(|check| &check.probe) {
         Some(Probe::Exec(command)) => Some(command.as_slice()),
         Some(Probe::Tcp(_) | Probe::Http { .. }) | None => None,
@@ -169,6 +174,16 @@ fn at<T>(
     result: Result<T, impl std::fmt::Display>,
 ) -> Result<T, (BootStage, String)> {
     result.map_err(|error| (stage, error.to_string()))
+}
+
+/// Images name working directories that they do not hold, and expect them made. Anything else that
+/// is wrong with one shows when the workload enters it.
+fn make_working_directory(cwd: &str) -> Result<(), String> {
+    match std::fs::metadata(cwd) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => std::fs::create_dir_all(cwd)
+            .map_err(|error| format!("failed to make working directory {cwd:?}: {error}")),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn supervise(

@@ -202,6 +202,7 @@ pub struct Supervision {
     health: Option<HealthCheck>,
     stop_grace: Duration,
     at_rest: AtRest,
+    stop_signal: i32,
     lives: u32,
 }
 
@@ -219,8 +220,16 @@ impl Supervision {
             health,
             stop_grace,
             at_rest,
+            stop_signal: SIGTERM,
             lives: 0,
         }
+    }
+
+    /// What asks the workload to end, instead of SIGTERM.
+    #[must_use]
+    pub fn stopped_by(mut self, signal: i32) -> Self {
+        self.stop_signal = signal;
+        self
     }
 
     /// A process is to be made; answer with [`Event::Spawned`] or [`Event::SpawnFailed`]. May be

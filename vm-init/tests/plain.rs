@@ -60,6 +60,7 @@ fn shell(script: &str) -> GuestSpec {
             },
             limits: GuestLimits::default(),
             stop_grace_ms: 10_000,
+            stop_signal: 15,
         },
         restart: policy(),
         health: None,

@@ -1,9 +1,11 @@
 //! What is to be run.
 
+use std::fmt;
+
 use iii_proto::exec::{Command, TerminalSize};
 
 /// A command to be run in a guest. What is not said is as the workload has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExecRequest {
     /// Program and arguments; the program is looked up in the guest's PATH.
@@ -19,6 +21,13 @@ pub struct ExecRequest {
     /// It reads what [`ExecSession::stdin`](super::ExecSession::stdin) is written. Without, it reads
     /// the end of its input at once.
     pub stdin: bool,
+}
+
+impl fmt::Debug for ExecRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The same fields, without the values of variables.
+        self.clone().into_command().fmt(f)
+    }
 }
 
 impl ExecRequest {

@@ -112,6 +112,8 @@ pub enum FleetError {
     UnknownDependency(WorkerName),
     /// Another depends on it.
     RequiredBy(WorkerName),
+    /// It would depend on itself, by way of this one.
+    Circle(WorkerName),
     /// There is none of that name.
     Unknown,
 }
@@ -150,6 +152,43 @@ impl Fleet {
         };
         self.members.insert(name, member);
         Ok(())
+    }
+
+    /// Gives a worker other dependencies and begins its counters anew.
+    pub fn redefine(
+        &mut self,
+        name: &WorkerName,
+        depends_on: Vec<Dependency>,
+        tracker: RestartTracker,
+    ) -> Result<(), FleetError> {
+        if !self.members.contains_key(name) {
+            return Err(FleetError::Unknown);
+        }
+        for dependency in &depends_on {
+            let other = &dependency.worker;
+            if !self.members.contains_key(other) {
+                return Err(FleetError::UnknownDependency(other.clone()));
+            }
+            if self.stands_on(other, name) {
+                return Err(FleetError::Circle(other.clone()));
+            }
+        }
+        if let Some(member) = self.members.get_mut(name) {
+            member.depends_on = depends_on;
+            member.tracker = tracker;
+            member.told.clear();
+        }
+        Ok(())
+    }
+
+    /// Whether `name` is `other`, or depends on it, by way of however many.
+    fn stands_on(&self, name: &WorkerName, other: &WorkerName) -> bool {
+        name == other
+            || self.members.get(name).is_some_and(|member| {
+                let mut on = member.depends_on.iter();
+                // There is no circle among those that are there, so this ends.
+                on.any(|d| self.stands_on(&d.worker, other))
+            })
     }
 
     /// Whether the worker may be let go: nobody depends on it.
@@ -239,6 +278,18 @@ impl Fleet {
             if urgent {
                 self.feed(name, WorkerInput::Stop { urgent }, &mut actions);
             }
+        }
+        self.settle(now, &mut actions);
+        actions
+    }
+
+    /// Stops some within their grace, each behind those of them that depend on it: one request for
+    /// all, since of two that follow each other the first may be carried out before the second is
+    /// known.
+    pub fn stop(&mut self, names: &[WorkerName], now: Duration) -> Vec<FleetAction> {
+        let mut actions = Vec::new();
+        for name in names {
+            self.wish(name, Wish::Stop, &mut actions);
         }
         self.settle(now, &mut actions);
         actions

@@ -3,10 +3,11 @@
 //!
 //! * [`lifecycle`] is one worker's table of state and input, [`fleet`] the order between workers;
 //!   both are pure. This file does what they say.
-//! * `requests` answers what is asked from outside.
+//! * `requests` answers what is asked from outside, `replace` gives a worker other settings.
 
 pub mod fleet;
 pub mod lifecycle;
+mod replace;
 mod requests;
 
 use std::collections::BTreeMap;
@@ -20,9 +21,12 @@ use tokio::sync::oneshot;
 
 use self::fleet::{Fleet, FleetAction, FleetError, FleetInput};
 pub use self::lifecycle::WorkerState;
+use self::replace::Renewal;
+pub use self::replace::ReplaceError;
+pub(crate) use self::replace::{Listeners, Replace};
 pub(crate) use self::requests::{
     Add, Announce, AwaitIdle, InjectInto, QueryStatus, QueryStatuses, Remove, RequestRestart,
-    RequestStart, RequestStop, StopAll, Until, WaitFor,
+    RequestStart, RequestStop, StopAll, StopSeveral, Until, WaitFor,
 };
 pub use self::requests::{AddError, InjectError, RequestError, WorkerStatus};
 use crate::death_watch::{Death, DeathGuard};
@@ -46,6 +50,7 @@ struct Worker {
     memory: WorkerMemory,
     facts: Facts,
     removal: Removal,
+    renewal: Renewal,
 }
 
 /// Whether a worker is to be forgotten.
@@ -158,9 +163,17 @@ impl RootSupervisor {
             return;
         };
         if let Some(address) = &worker.address {
-            address.do_send(StartWorker);
+            match worker.renewal {
+                Renewal::No => address.do_send(StartWorker),
+                Renewal::Wanted => {
+                    address.do_send(Dismiss);
+                    worker.renewal = Renewal::Dismissed;
+                }
+                Renewal::Dismissed => {}
+            }
             return;
         }
+        worker.renewal = Renewal::No;
         worker.incarnation += 1;
         let incarnation = worker.incarnation;
         let me = ctx.address();
@@ -329,6 +342,9 @@ impl Handler<WorkerDown> for RootSupervisor {
         if worker.removal == Removal::Dismissed {
             let now = self.env.bus.now();
             return self.perform(Vec::new(), now, ctx);
+        }
+        if worker.renewal == Renewal::Dismissed {
+            return self.renewed(&name, ctx);
         }
         let exit = match death.end {
             ChildEnd::Failed(exit) | ChildEnd::Done(exit) => exit,

@@ -11,7 +11,8 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use super::{
-    Facts, FleetError, FleetInput, Outcomes, Removal, RootSupervisor, Waiter, Worker, WorkerState,
+    Facts, FleetError, FleetInput, Outcomes, Removal, Renewal, RootSupervisor, Waiter, Worker,
+    WorkerState,
 };
 use crate::event::{ActorKind, EventKind};
 use crate::exec::{self, ExecError};
@@ -209,9 +210,10 @@ impl Handler<Add> for RootSupervisor {
                     worker: name.clone(),
                     dependency,
                 },
-                FleetError::Duplicate | FleetError::RequiredBy(_) | FleetError::Unknown => {
-                    AddError::Duplicate(name.clone())
-                }
+                FleetError::Duplicate
+                | FleetError::RequiredBy(_)
+                | FleetError::Circle(_)
+                | FleetError::Unknown => AddError::Duplicate(name.clone()),
             })?;
         if recovered {
             self.emit(
@@ -240,6 +242,7 @@ impl Handler<Add> for RootSupervisor {
                 ..Facts::default()
             },
             removal: Removal::No,
+            renewal: Renewal::No,
         };
         self.workers.insert(name.clone(), worker);
         match ended {
@@ -321,6 +324,21 @@ impl Handler<RequestStop> for RootSupervisor {
         self.known(&worker)?;
         self.on(&worker, FleetInput::Stop { urgent }, ctx);
         Ok(())
+    }
+}
+
+/// Several workers are not wanted any more; those that are not there are not.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct StopSeveral(pub(crate) Vec<WorkerName>);
+
+impl Handler<StopSeveral> for RootSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, StopSeveral(workers): StopSeveral, ctx: &mut Self::Context) {
+        let now = self.env.bus.now();
+        let actions = self.fleet.stop(&workers, now);
+        self.perform(actions, now, ctx);
     }
 }
 
@@ -407,9 +425,10 @@ impl Handler<Remove> for RootSupervisor {
                 worker: name.clone(),
                 by,
             },
-            FleetError::Unknown | FleetError::Duplicate | FleetError::UnknownDependency(_) => {
-                RequestError::Unknown(name.clone())
-            }
+            FleetError::Unknown
+            | FleetError::Duplicate
+            | FleetError::Circle(_)
+            | FleetError::UnknownDependency(_) => RequestError::Unknown(name.clone()),
         })?;
         if let Some(worker) = self.workers.get_mut(&name) {
             worker.removal = Removal::Wanted;

@@ -16,6 +16,8 @@ use url::{Host, Url};
 /// Where workers find the iii engine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EngineAddress {
+    /// As it was given, whole.
+    given: String,
     /// As the guest must write it.
     guest: String,
     /// As it was given, without what may be secret.
@@ -96,6 +98,7 @@ impl FromStr for EngineAddress {
             .and_then(|()| shown.set_password(None))
             .map_err(|()| fail("it names no host"))?;
         Ok(Self {
+            given: text.to_owned(),
             guest: written(&guest),
             shown: written(&shown),
             reach,
@@ -138,6 +141,11 @@ fn at_name(name: &str, port: u16) -> Option<(Reach, String)> {
 }
 
 impl EngineAddress {
+    /// The URL as it was given, its password included.
+    pub fn as_given(&self) -> &str {
+        &self.given
+    }
+
     /// The URL as a guest must write it, its password included.
     pub fn in_guest(&self) -> String {
         self.guest.clone()

@@ -47,6 +47,30 @@ impl Times {
     }
 }
 
+/// The time that the supervisor itself has been at work. A suspended host, a stopped supervisor or
+/// one that got no CPU has heard nobody, so the time that passes meanwhile is nobody's delay: of it
+/// no more counts than the longest that the table waits between two inputs.
+#[derive(Debug, Default)]
+struct OwnTime {
+    looked: Duration,
+    passed: Duration,
+}
+
+impl OwnTime {
+    /// Takes note of an input. `true`: a `Tick` was due at least one `step` ago and did not come.
+    fn look(&mut self, now: Duration, step: Duration) -> bool {
+        let since = now.saturating_sub(self.looked);
+        self.looked = now;
+        self.passed = self.passed.saturating_add(since.min(step));
+        since > step * 2
+    }
+
+    /// When it will have come to `deadline`, or the next look is due.
+    fn reach(&self, deadline: Duration, step: Duration) -> Duration {
+        self.looked + deadline.saturating_sub(self.passed).min(step)
+    }
+}
+
 /// Where the VM stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -147,7 +171,9 @@ pub struct VmLifecycle {
     state: State,
     boot_id: BootId,
     times: Times,
+    clock: OwnTime,
     spawned_at: Duration,
+    /// In own time, as all that follow.
     deadline: Option<Duration>,
     spoke: bool,
     last_stage: Option<BootStage>,
@@ -167,6 +193,7 @@ impl VmLifecycle {
             state: State::Launching,
             boot_id,
             times,
+            clock: OwnTime::default(),
             spawned_at: Duration::ZERO,
             deadline: None,
             spoke: false,
@@ -188,13 +215,14 @@ impl VmLifecycle {
 
     /// When `Tick` is due at the latest.
     pub fn wake_at(&self) -> Option<Duration> {
-        match self.state {
+        let deadline = match self.state {
             State::Launching | State::Killed | State::Ended => None,
             State::Booting | State::Stopping | State::PoweringOff | State::Draining => {
                 self.deadline
             }
             State::Running => Some(self.last_beat + self.times.heartbeat_interval),
-        }
+        };
+        deadline.map(|deadline| self.clock.reach(deadline, self.times.heartbeat_interval))
     }
 
     /// Takes one input.
@@ -202,10 +230,13 @@ impl VmLifecycle {
         use State as S;
         use VmInput as I;
         let mut out = Vec::new();
+        if self.clock.look(now, self.times.heartbeat_interval) {
+            self.last_alive = self.clock.passed;
+        }
         match (self.state, input) {
             (S::Launching, I::Spawned) => {
                 self.spawned_at = now;
-                self.deadline = Some(now + self.times.boot_deadline);
+                self.set_deadline(self.times.boot_deadline);
                 self.state = S::Booting;
             }
             (S::Launching, I::SpawnFailed { cause }) => {
@@ -238,7 +269,7 @@ impl VmLifecycle {
                 }),
             ) => {
                 // Set-up may fail before the guest can read who it is.
-                self.powering_off(reason, last_log_seq, now, &mut out);
+                self.powering_off(reason, last_log_seq, &mut out);
             }
             (S::Booting, I::Guest(other)) => {
                 self.kill(
@@ -246,7 +277,7 @@ impl VmLifecycle {
                     &mut out,
                 );
             }
-            (S::Booting, I::Tick) if self.is_due(now) => {
+            (S::Booting, I::Tick) if self.is_due() => {
                 let after = self.times.boot_deadline.as_secs_f64();
                 self.kill(format!("no word from the guest within {after} s"), &mut out);
             }
@@ -258,12 +289,12 @@ impl VmLifecycle {
                 self.state = S::Killed;
             }
 
-            (S::Running, I::Guest(message)) => self.guest(message, now, &mut out),
-            (S::Running, I::Tick) => self.heartbeat(now, host_unix_ns, &mut out),
-            (S::Running, I::Stop { grace }) => self.stop(grace, now, &mut out),
+            (S::Running, I::Guest(message)) => self.guest(message, &mut out),
+            (S::Running, I::Tick) => self.heartbeat(host_unix_ns, &mut out),
+            (S::Running, I::Stop { grace }) => self.stop(grace, &mut out),
 
-            (S::Stopping, I::Guest(message)) => self.guest(message, now, &mut out),
-            (S::Stopping, I::Tick) if self.is_due(now) => {
+            (S::Stopping, I::Guest(message)) => self.guest(message, &mut out),
+            (S::Stopping, I::Tick) if self.is_due() => {
                 out.push(Effect::Emit(EventKind::Warning {
                     message: "the guest did not power off in time and was killed".into(),
                 }));
@@ -273,7 +304,7 @@ impl VmLifecycle {
             (S::Stopping, I::Tick) => {}
             (S::Stopping, I::Stop { .. }) => {}
 
-            (S::PoweringOff, I::Tick) if self.is_due(now) => {
+            (S::PoweringOff, I::Tick) if self.is_due() => {
                 out.push(Effect::Kill);
                 self.state = S::Killed;
             }
@@ -304,14 +335,14 @@ impl VmLifecycle {
                 I::Exited { exit },
             ) => {
                 self.exit = Some(exit);
-                self.deadline = Some(now + DRAIN_TIME);
+                self.set_deadline(DRAIN_TIME);
                 self.state = S::Draining;
                 out.push(Effect::Drain);
             }
 
             (S::Draining, I::Guest(message)) => self.leftover(message, now, &mut out),
             (S::Draining, I::Drained) => self.finish(&mut out),
-            (S::Draining, I::Tick) if self.is_due(now) => self.finish(&mut out),
+            (S::Draining, I::Tick) if self.is_due() => self.finish(&mut out),
             (S::Draining, I::Tick | I::PortBroken { .. } | I::Exited { .. }) => {}
             (S::Draining, I::Stop { .. } | I::Kill) => self.stop_asked = true,
 
@@ -338,8 +369,12 @@ impl VmLifecycle {
         out
     }
 
-    fn is_due(&self, now: Duration) -> bool {
-        self.deadline.is_some_and(|at| at <= now)
+    fn is_due(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= self.clock.passed)
+    }
+
+    fn set_deadline(&mut self, time: Duration) {
+        self.deadline = Some(self.clock.passed.saturating_add(time));
     }
 
     fn kill(&mut self, cause: String, out: &mut Vec<Effect>) {
@@ -368,26 +403,26 @@ impl VmLifecycle {
             self.spoke = true;
             self.state = State::Running;
             self.deadline = None;
-            self.last_beat = now;
-            self.last_alive = now;
+            self.last_beat = self.clock.passed;
+            self.last_alive = self.clock.passed;
             let after = now.saturating_sub(self.spawned_at);
             out.push(Effect::Emit(EventKind::GuestUp { kernel, after }));
         }
     }
 
-    fn guest(&mut self, message: GuestMessage, now: Duration, out: &mut Vec<Effect>) {
+    fn guest(&mut self, message: GuestMessage, out: &mut Vec<Effect>) {
         match message {
             GuestMessage::Hello { .. } => self.kill("the guest said Hello twice".into(), out),
             GuestMessage::PoweringOff {
                 reason,
                 last_log_seq,
             } => {
-                self.powering_off(reason, last_log_seq, now, out);
+                self.powering_off(reason, last_log_seq, out);
             }
             GuestMessage::Alive { seq, .. } => {
                 // An answer to a question that was not asked is no sign of life.
                 if seq <= self.heartbeat_seq {
-                    self.last_alive = now;
+                    self.last_alive = self.clock.passed;
                 }
             }
             GuestMessage::Stage { .. }
@@ -447,39 +482,28 @@ impl VmLifecycle {
         }
     }
 
-    fn powering_off(
-        &mut self,
-        reason: PowerOffReason,
-        last_log_seq: u64,
-        now: Duration,
-        out: &mut Vec<Effect>,
-    ) {
+    fn powering_off(&mut self, reason: PowerOffReason, last_log_seq: u64, out: &mut Vec<Effect>) {
         tracing::debug!(boot = %self.boot_id, last_log_seq, "the guest powers off");
         out.push(Effect::Emit(EventKind::GuestPoweringOff {
             reason: reason.clone(),
         }));
         self.announced = Some(reason);
-        self.deadline = Some(now + POWER_OFF_TIME);
+        self.set_deadline(POWER_OFF_TIME);
         self.state = State::PoweringOff;
     }
 
-    fn stop(&mut self, grace: Duration, now: Duration, out: &mut Vec<Effect>) {
+    fn stop(&mut self, grace: Duration, out: &mut Vec<Effect>) {
         self.stop_asked = true;
         let grace_ms = milliseconds(grace);
         out.push(Effect::Send(HostMessage::Stop { grace_ms }));
-        self.deadline = Some(now.saturating_add(grace).saturating_add(STOP_MARGIN));
+        self.set_deadline(grace.saturating_add(STOP_MARGIN));
         self.state = State::Stopping;
     }
 
-    /// Heartbeats count only while this loop ticks: if it did not for two intervals (a suspended
-    /// laptop, a stopped supervisor), the guest is given a new time-out.
-    fn heartbeat(&mut self, now: Duration, host_time_unix_ns: u64, out: &mut Vec<Effect>) {
-        let since = now.saturating_sub(self.last_beat);
-        if since < self.times.heartbeat_interval {
+    fn heartbeat(&mut self, host_time_unix_ns: u64, out: &mut Vec<Effect>) {
+        let now = self.clock.passed;
+        if now.saturating_sub(self.last_beat) < self.times.heartbeat_interval {
             return;
-        }
-        if since > self.times.heartbeat_interval * 2 {
-            self.last_alive = now;
         }
         let silent = now.saturating_sub(self.last_alive);
         if silent > self.times.heartbeat_timeout {

@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use actix::prelude::*;
 use iii_firmware::initramfs;
@@ -19,7 +19,7 @@ use iii_proto::codec::encode_frame;
 use iii_proto::control::{
     GuestFault, GuestMessage, HostMessage, MAX_CHANGED_PATHS, MAX_PATH_BYTES,
 };
-use iii_proto::ids::BootId;
+use iii_proto::ids::{BootId, GuestPid};
 use iii_proto::restart::Exit;
 use iii_proto::{CONTROL_PORT, EXEC_PORT, LOG_PORT};
 use iii_vfs::launch::VhostDevice;
@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 use self::lifecycle::{Effect, Times, VmEnd, VmInput, VmLifecycle};
 use self::ports::Port;
 use crate::death_watch::DeathGuard;
-use crate::event::{ActorKind, EventKind};
+use crate::event::{ActorKind, EventKind, LogLine, LogSource, unix_ns};
 use crate::exec::{self, ExecOwner, ExecPort};
 use crate::fs::{FsActor, Serve};
 use crate::messages::{Halt, InjectPanic, OnUp};
@@ -199,6 +199,7 @@ impl VmActor {
                     Some(line) => format!("{}: {line}", failure.cause),
                     None => failure.cause,
                 };
+                self.keep_console();
                 self.emit(EventKind::VmCrashed {
                     cause: cause.clone(),
                     exit: failure.exit,
@@ -210,6 +211,23 @@ impl VmActor {
         };
         self.guard.set(end);
         ctx.stop();
+    }
+
+    /// The console's tail is as good as all that is known of a guest that crashed.
+    fn keep_console(&self) {
+        let now = unix_ns();
+        for (text, complete) in self.console.lines() {
+            self.env.logs.put_aside(LogLine {
+                worker: self.plan.spec.name.clone(),
+                boot: self.boot,
+                pid: GuestPid(0),
+                stream: LogSource::Console,
+                time_unix_ns: now,
+                received_unix_ns: now,
+                text,
+                complete,
+            });
+        }
     }
 
     fn launch(&mut self, devices: Vec<VhostDevice>, ctx: &mut Context<Self>) {
@@ -431,13 +449,6 @@ fn progress(kind: &EventKind) -> Option<Progress> {
     } else {
         None
     }
-}
-
-fn unix_ns() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        // A host clock before 1970 tells the guest 1970; past 2554 it stands still.
-        .map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl Actor for VmActor {

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
+use crate::event::unix_ns;
 use crate::lines::LineCutter;
 use crate::logs::LogBus;
 
@@ -117,8 +118,9 @@ pub(super) async fn write(mut port: OwnedWriteHalf, mut frames: mpsc::UnboundedR
 }
 
 /// Cuts the workload's output into lines until the port ends. Waits while the reader of the lines
-/// is behind, so that the port, and in the end the workload, waits too. Returns what is wrong with
-/// the guest's frames, if that is why it ended.
+/// or their store is behind, so that the port, and in the end the workload, waits too. The guest may
+/// forget a frame once every byte of it is stored. Returns what is wrong with the guest's frames, if
+/// that is why it ended.
 pub(super) async fn read_log(
     mut port: UnixStream,
     worker: WorkerName,
@@ -128,40 +130,62 @@ pub(super) async fn read_log(
 ) -> Option<String> {
     let mut reader = FrameReader::new();
     let mut buffer = vec![0; 64 * 1024];
-    let mut cutter = LineCutter::new(worker, boot);
+    let mut cutter = LineCutter::new(worker.clone(), boot);
     let mut last_seq = 0;
-    loop {
+    let mut acknowledged = 0;
+    let mut lines: u64 = 0;
+    let mut broken = None;
+    while broken.is_none() {
         let n = match port.read(&mut buffer).await {
             Ok(0) | Err(_) => break,
             Ok(n) => n,
         };
         reader.feed(&buffer[..n]);
-        let acknowledged = last_seq;
+        let received = unix_ns();
         loop {
-            let frame = match reader.next::<LogFrame>() {
+            let frame = match frame_behind(last_seq, &mut reader) {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break,
-                Err(error) => return Some(error.to_string()),
+                Err(cause) => {
+                    broken = Some(cause);
+                    break;
+                }
             };
-            if frame.bytes.len() > MAX_CHUNK {
-                return Some(format!("a chunk of {} bytes", frame.bytes.len()));
-            }
-            if frame.seq != last_seq + 1 {
-                return Some(format!("frame {} follows frame {last_seq}", frame.seq));
-            }
             last_seq = frame.seq;
-            for line in cutter.cut(frame) {
+            for line in cutter.cut(frame, received) {
+                lines += 1;
                 logs.put(line).await;
             }
         }
-        if last_seq > acknowledged {
-            acknowledge(last_seq, &to_guest);
+        logs.stored(&worker).await;
+        // What the cutter holds is stored only with the end of its line.
+        let stored = cutter.holds_from().map_or(last_seq, |seq| seq - 1);
+        if stored > acknowledged {
+            acknowledged = stored;
+            tracing::trace!(%worker, seq = stored, lines, "log frames are taken over");
+            acknowledge(stored, &to_guest);
         }
     }
+    // What came before a fault is not to be lost by it.
     for line in cutter.rest() {
         logs.put(line).await;
     }
-    None
+    broken
+}
+
+/// The next whole frame, which must be the one behind `last_seq`; or what is wrong with it.
+fn frame_behind(last_seq: u64, reader: &mut FrameReader) -> Result<Option<LogFrame>, String> {
+    let Some(frame) = reader.next::<LogFrame>().map_err(|e| e.to_string())? else {
+        return Ok(None);
+    };
+    if frame.bytes.len() > MAX_CHUNK {
+        return Err(format!("a chunk of {} bytes", frame.bytes.len()));
+    }
+    // A guest that has sent as many frames as there are numbers has no next one.
+    if last_seq.checked_add(1) != Some(frame.seq) {
+        return Err(format!("frame {} follows frame {last_seq}", frame.seq));
+    }
+    Ok(Some(frame))
 }
 
 fn acknowledge(seq: u64, to_guest: &mpsc::UnboundedSender<Vec<u8>>) {

@@ -34,7 +34,7 @@ pub trait ReadAt {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()>;
 }
 
-impl ReadAt for File {
+impl ReadAt for &File {
     fn read_at(&self, buffer: &mut [u8], at: u64) -> io::Result<()> {
         self.read_exact_at(buffer, at)
     }

@@ -66,6 +66,11 @@ impl Read for LayerStream<'_> {
     }
 }
 
+/// Whether a file that begins like this is compressed in a way that is known.
+pub(crate) fn is_compressed(start: &[u8]) -> bool {
+    start.starts_with(&GZIP) || is_zstd(start)
+}
+
 fn is_zstd(start: &[u8]) -> bool {
     start.starts_with(&ZSTD) || start.first_chunk().is_some_and(is_skippable)
 }

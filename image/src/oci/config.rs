@@ -34,7 +34,7 @@ pub struct RunConfig {
     /// As whom: `user`, `uid`, `user:group`, `uid:gid`; empty: root.
     pub user: String,
     /// What ends it, instead of SIGTERM.
-    pub stop_signal: Option<String>,
+    pub stop_signal: Option<i32>,
 }
 
 /// A configuration that no image can have.
@@ -97,7 +97,12 @@ impl ImageConfig {
             cmd: run.cmd.unwrap_or_default(),
             working_dir: run.working_dir.unwrap_or_default(),
             user: run.user.unwrap_or_default(),
-            stop_signal: run.stop_signal.filter(|signal| !signal.is_empty()),
+            stop_signal: match run.stop_signal.as_deref() {
+                None | Some("") => None,
+                Some(text) => Some(signal(text).ok_or(ConfigError::Content(
+                    "its stop signal is none that Linux has",
+                ))?),
+            },
         };
         let words = run.entrypoint.iter().chain(&run.cmd);
         let pairs = run.env.iter().flat_map(|(name, value)| [name, value]);
@@ -119,6 +124,26 @@ impl ImageConfig {
             diff_ids,
         })
     }
+}
+
+/// `SIGTERM`, `TERM`, `15`, `SIGRTMIN+3`.
+fn signal(text: &str) -> Option<i32> {
+    /// The first that is a program's to use.
+    const FIRST_REAL_TIME: i32 = 34;
+    const LAST: i32 = 64;
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let number = match name.strip_prefix("RTMIN") {
+        Some("") => Some(FIRST_REAL_TIME),
+        Some(more) => more
+            .strip_prefix('+')
+            .and_then(|more| more.parse::<u8>().ok())
+            .map(|more| FIRST_REAL_TIME + i32::from(more)),
+        None => name.parse().ok().or_else(|| {
+            let named: nix::sys::signal::Signal = format!("SIG{name}").parse().ok()?;
+            Some(named as i32)
+        }),
+    };
+    number.filter(|number| (1..=LAST).contains(number))
 }
 
 #[cfg(test)]
@@ -152,11 +177,31 @@ mod tests {
                 cmd: vec!["a".into(), String::new()],
                 working_dir: "/srv".into(),
                 user: "999:999".into(),
-                stop_signal: Some("SIGINT".into()),
+                stop_signal: Some(2),
             }
         );
         assert_eq!(config.diff_ids, [Digest::of(b"1")]);
         assert_eq!(config.platform.to_string(), "linux/amd64");
+    }
+
+    #[test]
+    fn stop_signals() {
+        for (text, number) in [
+            ("SIGTERM", Some(15)),
+            ("QUIT", Some(3)),
+            ("2", Some(2)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMIN", Some(34)),
+            ("SIGRTMIN+31", None),
+            ("SIGNONE", None),
+            ("0", None),
+            ("65", None),
+            ("SIG", None),
+        ] {
+            assert_eq!(signal(text), number, "{text}");
+        }
+        let config = json!({"config": {"StopSignal": "SIGNONE"}, "rootfs": {}});
+        assert!(parse(&config).is_err());
     }
 
     #[test]

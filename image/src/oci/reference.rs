@@ -39,6 +39,13 @@ pub struct ReferenceError {
     reason: &'static str,
 }
 
+impl ReferenceError {
+    /// What is wrong, without the text itself.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
+
 impl Reference {
     /// `docker.io`, or a host with its port.
     pub fn registry(&self) -> &str {

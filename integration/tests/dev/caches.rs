@@ -39,6 +39,11 @@ fn a_node_project_has_its_own_node_modules_which_is_kept() {
     let before = names(&project.root);
     for installs in [true, false] {
         let mut dev = project.dev(&[]);
+        if installs {
+            // npm takes its time in a guest without hardware virtualisation.
+            let begun = dev.line(0, "> npm install --no-package-lock");
+            dev.line(begun, "added 1 package");
+        }
         let greets = dev.line(0, "greets hello");
         project.save(
             "index.js",

@@ -23,9 +23,9 @@ fn watchers_of_node_see_files_that_change_come_and_go() {
     // A file that is new is named by its directory's watcher.
     project.write("sub/came.txt", "x");
     dev.line(at, "dir /app/sub change came.txt");
-    // Of one that is gone, its directory is told to have changed.
+    // Of one that is gone, its directory is told of, which Node calls a rename.
     std::fs::remove_file(project.path("sub/came.txt")).unwrap();
-    dev.line(at, "dir /app/sub change sub");
+    dev.line(at, "dir /app/sub rename sub");
     dev.quit();
     assert!(dev.count("workload-started") == 1, "{}", dev.story());
     let told = dev.event(0, "source-changed");
@@ -42,10 +42,15 @@ fn a_program_that_watches_by_itself_is_left_to_do_so() {
     assert_eq!(dev.told[found]["watches_itself"], "node");
     assert_eq!(dev.told[found]["restarts"], false);
     let first = dev.line(0, "version 1");
-    project.save("index.js", &index.replace('1', "2").replace("2e6", "1e6"));
-    dev.line(first, "version 2");
-    dev.quit();
+    // In its place: Node watches the file itself, not its name.
+    project.write("index.js", &index.replace("version 1", "version 2"));
+    let second = dev.line(first, "version 2");
     assert_eq!(dev.count("workload-started"), 1, "{}", dev.story());
+    // A new file under its name: nothing that Node could see.
+    project.save("index.js", &index.replace("version 1", "version 3"));
+    dev.line(second, "version 3");
+    dev.quit();
+    assert_eq!(dev.count("workload-started"), 2, "{}", dev.story());
 }
 
 /// inotify(7) without a library, as Python's watchdog uses it.

@@ -234,6 +234,12 @@ impl DnsFrontend {
         self.deadlines.front().map(|(deadline, _)| *deadline)
     }
 
+    /// Gives back what is not in use.
+    pub(crate) fn release(&mut self) {
+        self.pending.shrink_to_fit();
+        self.deadlines.shrink_to_fit();
+    }
+
     /// The guest that asked is gone.
     pub(crate) fn clear(&mut self, stats: &LiveStats) {
         self.pending.clear();

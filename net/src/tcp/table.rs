@@ -290,6 +290,14 @@ impl TcpTable {
         }
     }
 
+    /// Gives back what is not in use.
+    pub(crate) fn release(&mut self) {
+        self.flows.shrink_to_fit();
+        self.by_key.shrink_to_fit();
+        self.dirty.shrink_to_fit();
+        self.timers.release();
+    }
+
     /// Closes everything.
     pub(crate) fn clear(&mut self, env: &Env) {
         self.by_key.clear();

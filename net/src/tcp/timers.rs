@@ -72,6 +72,10 @@ impl Timers {
     pub(crate) fn clear(&mut self) {
         self.heap.clear();
     }
+
+    pub(crate) fn release(&mut self) {
+        self.heap.shrink_to_fit();
+    }
 }
 
 #[cfg(test)]

@@ -1,13 +1,17 @@
 //! A loop's beginning, end, faults, and what its successor finds.
 
 use std::io::{ErrorKind, Read};
+use std::os::fd::AsRawFd;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use iii_net::{Fault, Health, LoopExit, NetError, NetLoop, NetworkConfig, Watchdog};
+use iii_net::{Fault, LoopExit, NetError, NetLoop, NetworkConfig};
+use nix::sys::socket::MsgFlags;
 
 use crate::guest::{PATIENCE, World, config_with_host_ports, gateway, no_dns, wait_for};
 use crate::servers::{echo, serve};
+
+const STALL_LIMIT: Duration = Duration::from_millis(300);
 
 #[test]
 fn two_loops_on_one_link_are_refused() {
@@ -145,40 +149,97 @@ fn a_stopped_loop_resets_its_connections() {
 fn a_stalled_loop_is_noticed_and_given_up() {
     let server = serve(echo);
     let mut world = World::with_host_ports(&[server.port()]);
-    let mut watchdog = Watchdog::new(Duration::from_millis(300));
-    assert_eq!(
-        watchdog.observe(Instant::now(), &world.net),
-        Health::Healthy
-    );
+    world.net.stop();
+    assert_eq!(world.net.join(PATIENCE), Some(LoopExit::Stopped));
+    let (sender, stalls) = mpsc::channel();
+    let start = |name: &'static str| {
+        let config = config_with_host_ports(&[server.port()]);
+        let sender = sender.clone();
+        NetLoop::builder(config, world.link.try_clone().unwrap(), no_dns(), name)
+            .on_stall(STALL_LIMIT, move || sender.send(name).unwrap())
+            .start()
+            .unwrap()
+    };
+    world.net = start("first");
     world.net.inject(Fault::Stall);
-    wait_for("the watchdog", || {
-        watchdog.observe(Instant::now(), &world.net) == Health::Stalled
-    });
+    assert_eq!(stalls.recv_timeout(PATIENCE).unwrap(), "first");
     world.net.stop();
     assert_eq!(world.net.join(Duration::from_millis(50)), None);
     world.net.abandon();
-    let config = config_with_host_ports(&[server.port()]);
-    let next = NetLoop::start(config, world.link.try_clone().unwrap(), no_dns(), "next").unwrap();
+    let next = start("next");
     let connection = world.guest.connect(gateway(server.port()));
     assert!(world.guest.connected(connection));
-    // Given up, the old thread ends by itself.
+    // Given up, the old thread ends by itself, and is told once.
     assert_eq!(world.net.join(PATIENCE), Some(LoopExit::Stopped));
-    drop(next);
+    next.inject(Fault::Stall);
+    assert_eq!(stalls.recv_timeout(PATIENCE).unwrap(), "next");
+    next.abandon();
+}
+
+/// The neighbour's stall is the clock: its watch looks at both.
+#[test]
+fn neither_an_idle_loop_nor_one_that_has_ended_is_stalled() {
+    let (sender, stalls) = mpsc::channel();
+    let links: Vec<_> = (0..5).map(|_| iii_net::link_pair().unwrap()).collect();
+    let start = |name: &'static str, link: usize| {
+        let host = links[link].0.try_clone().unwrap();
+        let sender = sender.clone();
+        NetLoop::builder(NetworkConfig::default(), host, no_dns(), name)
+            .on_stall(STALL_LIMIT, move || sender.send(name).unwrap())
+            .start()
+            .unwrap()
+    };
+    let (_idle, ended) = (start("idle", 0), start("ended", 1));
+    ended.inject(Fault::Panic);
+    assert!(matches!(ended.join(PATIENCE), Some(LoopExit::Panicked(_))));
+    // Nobody will ever read it, and the handle is still there.
+    nix::sys::socket::send(links[1].1.as_raw_fd(), &[0; 60], MsgFlags::empty()).unwrap();
+    for (link, name) in [(2, "one"), (3, "two"), (4, "three")] {
+        let net = start(name, link);
+        net.inject(Fault::Stall);
+        assert_eq!(stalls.recv_timeout(PATIENCE).unwrap(), name);
+        net.abandon();
+    }
 }
 
 #[test]
-fn an_idle_loop_is_healthy() {
-    let world = World::new(NetworkConfig::default());
-    let mut watchdog = Watchdog::new(Duration::ZERO);
-    for _ in 0..50 {
-        let before = world.net.progress().ticks;
-        assert_eq!(
-            watchdog.judge(Instant::now(), world.net.progress()),
-            Health::Healthy
-        );
-        world.net.nudge();
-        wait_for("a round", || world.net.progress().ticks > before);
-        wait_for("rest", || !world.net.progress().busy);
+fn a_stall_callback_that_panics_harms_no_other_loop() {
+    let (sender, stalls) = mpsc::channel();
+    let mut links = Vec::new();
+    let mut start = |callback: Box<dyn FnOnce() + Send>| {
+        let (host, guest) = iii_net::link_pair().unwrap();
+        links.push(guest);
+        NetLoop::builder(NetworkConfig::default(), host, no_dns(), "loop")
+            .on_stall(STALL_LIMIT, callback)
+            .start()
+            .unwrap()
+    };
+    let begun = sender.clone();
+    let bad = start(Box::new(move || {
+        begun.send("bad").unwrap();
+        panic!("the owner's fault");
+    }));
+    bad.inject(Fault::Stall);
+    assert_eq!(stalls.recv_timeout(PATIENCE).unwrap(), "bad");
+    let good = start(Box::new(move || sender.send("good").unwrap()));
+    good.inject(Fault::Stall);
+    assert_eq!(stalls.recv_timeout(PATIENCE).unwrap(), "good");
+    bad.abandon();
+    good.abandon();
+}
+
+#[test]
+fn a_loop_at_rest_gives_its_buffers_back_and_takes_them_again() {
+    let server = serve(echo);
+    let mut world = World::with_host_ports(&[server.port()]);
+    assert_eq!(world.net.stats().traffic.frame_bytes, 0);
+    let connection = world.guest.connect(gateway(server.port()));
+    assert!(world.guest.connected(connection));
+    for round in 0..3 {
+        let data = vec![round; 100_000];
+        world.guest.send(connection, &data);
+        assert_eq!(world.guest.receive(connection, data.len()), data);
+        wait_for("rest", || world.net.stats().traffic.frame_bytes == 0);
     }
 }
 
@@ -189,7 +250,7 @@ fn a_link_without_a_vmm_does_not_spin() {
     let (host, guest) = iii_net::link_pair().unwrap();
     let net = NetLoop::start(NetworkConfig::default(), host, no_dns(), "alone").unwrap();
     drop(guest);
-    net.nudge();
+    net.vm_started();
     wait_for("a round", || net.progress().ticks > 0);
     net.stop();
     assert_eq!(net.join(PATIENCE), Some(LoopExit::Stopped));

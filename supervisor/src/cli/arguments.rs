@@ -16,11 +16,16 @@ use super::edit::{AddArguments, RemoveArguments};
 use super::man::ManArguments;
 use crate::workers_file::{EngineKey, FILE_NAME};
 
+mod logs;
 mod running;
 
+pub(super) use logs::LogsArguments;
 pub(super) use running::{
     EventsArguments, ExecArguments, PsArguments, RestartArguments, StartArguments, StopArguments,
 };
+
+/// How `run --detach` starts the run.
+pub(super) const IN_BACKGROUND: &str = "--in-background";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -176,6 +181,24 @@ Examples:
   tar c src | iii-super exec -i web -- tar x -C /tmp
   iii-super exec --timeout 10s -e LANG=C -u root web -- id")]
     Exec(ExecArguments),
+    /// Show what workers wrote, whether they run or not
+    #[command(after_help = "\
+What `run` stores is shown: a line per line that a workload wrote, marked |, and the end of the
+console of a VM that crashed, marked #. Several workers are shown as one sequence, by the time at
+which each line arrived. `logs` in the workers file says how much is kept.
+
+--json prints one object per line, as `run --json` does, with the bytes unchanged.
+
+Exit codes: 0 all was shown, or nobody reads any more; 1 what is stored cannot be read; 2 bad input;
+130 ended by Ctrl-C.
+
+Examples:
+  iii-super logs                       all that is kept of all workers
+  iii-super logs -f web                what web wrote and will write
+  iii-super logs -n 20 --stream stderr the last 20 lines of each worker's standard error
+  iii-super logs --since 10m           of the last ten minutes
+  iii-super logs --since 2026-01-31T18:30 --until 2026-01-31T18:45 --timestamps")]
+    Logs(LogsArguments),
     /// Show what a workers file means, with secrets masked; start nothing
     #[command(after_help = "\
 Examples:
@@ -236,6 +259,21 @@ Examples:
   iii-super reset db
   iii-super reset db -f app/workers.yaml")]
     Reset(ResetArguments),
+    /// Pull, import, list and remove images that workers run on
+    #[command(
+        subcommand,
+        after_help = "\
+Images are kept in ~/.iii/images, once for all workers: as one file each, which guests see
+read-only as their root. `run` pulls what is missing by itself.
+
+Examples:
+  iii-super image pull node:22-slim
+  iii-super image import app.tar --name app:1      what `docker save` wrote
+  iii-super image ls --json | jq '.[].name'
+  iii-super image rm node:22-slim
+  iii-super image prune                            what no name stands for any more"
+    )]
+    Image(ImageCommand),
     /// Print the JSON Schema of the workers file, for editors
     #[command(after_help = "\
 Example, for an editor with a YAML language server:
@@ -274,6 +312,21 @@ pub(super) struct RunArguments {
     /// What runs the VMs; auto: the fastest that this host can really run
     #[arg(long, value_enum, default_value_t = Vmm::Auto)]
     pub(super) vmm: Vmm,
+    /// Run in the background; return once every worker is ready
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// With --detach: return once the workers are being started
+    #[arg(long, requires = "detach")]
+    pub(super) no_wait: bool,
+    /// Bring a run in the background back to this terminal
+    #[arg(long, conflicts_with_all = ["detach", "names", "vmm", "reset_failed"])]
+    pub(super) attach: bool,
+    /// Read the workers file again: start what is new, remove what is gone, restart what has changed
+    #[arg(long, conflicts_with_all = ["detach", "attach", "vmm", "reset_failed"])]
+    pub(super) reload: bool,
+    /// How --detach starts the run
+    #[arg(long = "in-background", hide = true, conflicts_with_all = ["detach", "attach", "reload"])]
+    pub(super) in_background: bool,
     /// Forget the restart counters and the failures that a supervisor which was killed has left
     #[arg(long)]
     pub(super) reset_failed: bool,
@@ -335,6 +388,87 @@ pub(super) struct FileArguments {
     /// Only these workers
     #[arg(value_name = "NAME", add = complete::workers())]
     pub(super) names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageCommand {
+    /// Get images from their registries, also those whose names stand for something new
+    #[command(after_help = "\
+Credentials are those that `docker login` keeps (~/.docker/config.json, or DOCKER_CONFIG), or given:
+  printf %s \"$TOKEN\" | iii-super image pull --username me --password-stdin registry.example/app
+
+A pull that breaks off goes on where it was when it is tried again.")]
+    Pull(PullArguments),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove names, and what only they stood for
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// The images
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what no name stands for any more; never what a worker runs on
+    Prune {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take images from a file: what `docker save` writes, or an OCI image layout
+    #[command(after_help = "\
+The file is an archive, compressed or not, or a directory.
+
+Examples:
+  docker save app:1 | gzip > app.tar.gz && iii-super image import app.tar.gz
+  iii-super image import ./layout --name app:1")]
+    Import(ImportArguments),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PullArguments {
+    /// The images
+    #[arg(value_name = "NAME", required = true)]
+    pub(super) names: Vec<String>,
+    #[command(flatten)]
+    pub(super) login: LoginArguments,
+    /// Speak to these registries without TLS, if they have none. Those on this host's loopback are
+    /// spoken to without it in any case
+    #[arg(long)]
+    pub(super) insecure: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LoginArguments {
+    /// The user's name at the registry
+    #[arg(short, long, value_name = "NAME", requires = "password_stdin")]
+    pub(super) username: Option<String>,
+    /// Read the password, or a token, from stdin
+    #[arg(long, requires = "username")]
+    pub(super) password_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArguments {
+    /// The file or directory
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// What the image is to be called, instead of what the file calls it
+    #[arg(long, value_name = "NAME")]
+    pub(super) name: Option<String>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

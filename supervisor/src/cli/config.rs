@@ -1,6 +1,6 @@
 //! `iii-super config`: what a workers file means.
 
-use iii_actors::spec::{NetworkMode, RootSpec, UserSpec, WorkerSpec};
+use iii_actors::spec::{NetworkMode, RootSpec, SECRET_MASK, UserSpec, WorkerSpec};
 use iii_proto::guest::{HealthCheck, Probe};
 use iii_proto::restart::{RestartMode, RestartPolicy};
 use serde_json::{Map, Value, json};
@@ -9,9 +9,6 @@ use super::arguments::FileArguments;
 use super::say::{print, say, say_plain};
 use super::{REFUSED, engine};
 use crate::workers_file::{EngineKey, WorkersFile, WorkersFileError, format_duration, format_size};
-
-/// Stands for a secret's value.
-const MASK: &str = "*****";
 
 pub(super) fn run(args: &FileArguments) -> u8 {
     let Some((file, workers)) = load(args, None) else {
@@ -76,7 +73,7 @@ fn describe(worker: &WorkerSpec) -> Value {
         .iter()
         .map(|(name, value)| {
             let secret = worker.secret_env.contains(name);
-            let value = if secret { MASK } else { value };
+            let value = if secret { SECRET_MASK } else { value };
             (name.clone(), json!(value))
         })
         .collect();
@@ -97,13 +94,20 @@ fn describe(worker: &WorkerSpec) -> Value {
         })
         .collect();
     let resources = &worker.resources;
+    let image = match &worker.root {
+        RootSpec::Image(image) => Some(image),
+        // Host, or a kind that the file cannot name yet.
+        _ => None,
+    };
     json!({
-        "root": match worker.root {
-            RootSpec::Host => "host",
-            // A kind that the file cannot name yet.
-            _ => "other",
+        "root": match (worker.persist, &worker.root) {
+            (Some(size), _) => json!({ "persist": format_size(size) }),
+            (None, RootSpec::Host) => json!("host"),
+            (None, _) => Value::Null,
         },
-        "persist": worker.persist.map(format_size),
+        "image": image.map(|image| image.reference.familiar()),
+        "pull": image.map(|image| image.pull),
+        "entrypoint": image.and_then(|image| image.entrypoint.clone()),
         "command": worker.command,
         "cwd": worker.cwd,
         "env": env,
@@ -145,6 +149,10 @@ fn describe(worker: &WorkerSpec) -> Value {
         "restart": policy(&worker.restart),
         "vm_restart": policy(&worker.vm_restart),
         "health": worker.health.as_ref().map(health),
+        "logs": {
+            "max_size": format_size(worker.logs.max_size),
+            "max_files": worker.logs.max_files,
+        },
         "stop_grace": format_duration(worker.stop_grace),
         "boot_deadline": format_duration(worker.boot_deadline),
         "heartbeat_timeout": format_duration(worker.heartbeat_timeout),
@@ -203,7 +211,10 @@ fn yaml(value: &Value, depth: usize, out: &mut String) {
         Value::Object(map) => map.is_empty(),
         Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     };
-    for (key, value) in map.iter().filter(|(_, value)| !empty(value)) {
+    // An entry point of nothing is not none.
+    let said =
+        |key: &str, value: &Value| !empty(value) || (key == "entrypoint" && value.is_array());
+    for (key, value) in map.iter().filter(|(key, value)| said(key, value)) {
         out.push_str(&format!("{:indent$}{key}:", "", indent = depth * 2));
         yaml(value, depth + 1, out);
     }
@@ -230,6 +241,7 @@ workers:
     restart: {limit: none, mode: always}
     network: {mode: engine, allow: ['*.example.com'], dns: [9.9.9.9]}
     mounts: ['.:/data:ro']
+    logs: {max_size: 3MiB}
 ";
         let parse = |text: &str| {
             WorkersFile::parse(text, Path::new("f"), dir.path(), &|_| None)
@@ -248,6 +260,8 @@ workers:
         let first = parse(text);
         let again = shown(&first);
         let second = parse(&again);
+        let images = parse("workers: {w: {image: 'node:22', pull: always, entrypoint: [a, b]}}");
+        assert_eq!(parse(&shown(&images))[0].root, images[0].root);
         // The defaults were filled in; all else is the same.
         let mut expected = first;
         expected[0].resources.disk = Some(expected[0].resources.memory / 2);

@@ -57,20 +57,47 @@ pub(super) struct Project {
 }
 
 impl Project {
-    /// The project of this workers file.
+    /// The project of this workers file, which is there.
+    pub(super) fn new(file: &Path) -> Result<Self, Failure> {
+        Self::find(file, project::state_dir)
+    }
+
+    /// The project of this workers file, which may have been removed since.
     pub(super) fn of(file: &Path) -> Result<Self, Failure> {
+        Self::find(file, project::running_state_dir)
+    }
+
+    fn find(
+        file: &Path,
+        state_dir: impl FnOnce(&IiiHome, &Path) -> Result<PathBuf, project::ProjectError>,
+    ) -> Result<Self, Failure> {
         let refused = |error: &dyn std::fmt::Display| Failure::new(REFUSED, error);
         let home = IiiHome::from_env().map_err(|error| refused(&error))?;
-        let directory = project::running_state_dir(&home, file).map_err(|error| refused(&error))?;
+        let directory = state_dir(&home, file).map_err(|error| refused(&error))?;
         Ok(Self {
             file: file.to_owned(),
             directory,
         })
     }
 
+    /// As it was named.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Its state directory.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its supervisor, if one runs.
+    pub(super) async fn client(&self) -> Result<Client, ClientError> {
+        Client::connect(&self.directory).await
+    }
+
     /// Its supervisor.
     pub(super) async fn connect(&self) -> Result<Client, Failure> {
-        Client::connect(&self.directory).await.map_err(|error| {
+        self.client().await.map_err(|error| {
             if !matches!(error, ClientError::NotRunning) {
                 return error.into();
             }

@@ -8,7 +8,7 @@ use crate::workers_file::EngineKey;
 const VARIABLE: &str = "III_URL";
 
 /// What holds.
-pub(super) fn choose(flag: Option<&EngineKey>, file: &EngineKey) -> Result<EngineKey, String> {
+pub(crate) fn choose(flag: Option<&EngineKey>, file: &EngineKey) -> Result<EngineKey, String> {
     // A value that is not UTF-8 is no URL.
     let variable = std::env::var_os(VARIABLE).map(|value| value.to_string_lossy().into_owned());
     among(flag, file, variable)
@@ -29,7 +29,7 @@ fn among(
 }
 
 /// Tells the workers.
-pub(super) fn tell(workers: &mut [WorkerSpec], engine: &EngineKey) {
+pub(crate) fn tell(workers: &mut [WorkerSpec], engine: &EngineKey) {
     for worker in workers {
         worker.engine = engine.address().cloned();
     }

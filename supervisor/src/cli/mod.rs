@@ -12,11 +12,13 @@ mod contact;
 mod dev;
 mod doctor;
 mod edit;
-mod engine;
+pub(crate) mod engine;
 mod events;
 mod exec;
 mod firmware;
+mod image;
 mod keys;
+mod logs;
 mod man;
 mod progress;
 mod project;
@@ -71,12 +73,14 @@ pub fn main() -> ExitCode {
         Command::Stop(args) => workers::stop(&args),
         Command::Restart(args) => workers::restart(&args),
         Command::Exec(args) => exec::run(&args),
+        Command::Logs(args) => logs::run(&args, &arguments.colour),
         Command::Config(args) => config::run(&args),
         Command::Add(args) => edit::add(&args),
         Command::Remove(args) => edit::remove(&args),
         Command::Doctor(args) => doctor::run(&args, &arguments.colour),
         Command::Reset(args) => reset::run(&args),
         Command::Firmware(args) => firmware::run(&args),
+        Command::Image(command) => image::run(&command),
         Command::Schema => print(SCHEMA),
         Command::Completions { shell } => complete::script(shell),
         Command::Man(args) => man::run(&args),

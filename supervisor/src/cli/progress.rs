@@ -73,6 +73,16 @@ impl iii_firmware::Progress for StderrProgress {
     }
 }
 
+impl iii_image::Progress for StderrProgress {
+    fn phase(&self, text: &str) {
+        iii_firmware::Progress::phase(self, text);
+    }
+
+    fn bytes(&self, done: u64, total: Option<u64>) {
+        iii_firmware::Progress::bytes(self, done, total);
+    }
+}
+
 /// `12.3 of 21.6 MB (57 %)`.
 fn count(done: u64, total: Option<u64>) -> String {
     let mb = |bytes: u64| bytes as f64 / 1e6;

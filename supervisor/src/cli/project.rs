@@ -31,13 +31,26 @@ pub(super) fn state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, ProjectE
 
 /// The same for a command that speaks to a supervisor, which may run a file that was removed since.
 pub(super) fn running_state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, ProjectError> {
+    left_state_dir(home, file, crate::state::was_in_use)
+}
+
+/// The same for a command that reads what was kept, of whatever file.
+pub(super) fn kept_state_dir(home: &IiiHome, file: &Path) -> Result<PathBuf, ProjectError> {
+    left_state_dir(home, file, Path::exists)
+}
+
+fn left_state_dir(
+    home: &IiiHome,
+    file: &Path,
+    there: fn(&Path) -> bool,
+) -> Result<PathBuf, ProjectError> {
     state_dir(home, file).or_else(|error| {
         let absolute = std::path::absolute(file).ok();
         let gone = absolute.and_then(|file| {
             let parent = file.parent()?.canonicalize().ok()?;
             Some(state_dir_of(home, &parent.join(file.file_name()?)))
         });
-        gone.filter(|directory| directory.exists()).ok_or(error)
+        gone.filter(|directory| there(directory)).ok_or(error)
     })
 }
 
@@ -93,8 +106,12 @@ mod tests {
         std::fs::create_dir_all(&state).unwrap();
         std::fs::remove_file(&file).unwrap();
         assert!(state_dir(&home, &file).is_err());
-        assert_eq!(running_state_dir(&home, &file).unwrap(), state);
-        std::fs::remove_dir(&state).unwrap();
         assert!(running_state_dir(&home, &file).is_err());
+        assert_eq!(kept_state_dir(&home, &file).unwrap(), state);
+        std::fs::write(state.join("lock"), "").unwrap();
+        assert_eq!(running_state_dir(&home, &file).unwrap(), state);
+        std::fs::remove_file(state.join("lock")).unwrap();
+        std::fs::remove_dir(&state).unwrap();
+        assert!(kept_state_dir(&home, &file).is_err());
     }
 }

@@ -1,8 +1,12 @@
-//! Ctrl-C and its relatives: each asks the run to end.
+//! Ctrl-C and its relatives, each of which asks the run to end; and SIGHUP, which may ask it to read
+//! its file again.
 
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// One press of Ctrl-C can arrive twice: from the terminal, which sends it to all programs in the
@@ -17,6 +21,17 @@ pub(super) struct Signals {
     terminate: Option<Signal>,
     hang_up: Option<Signal>,
     last: Option<Instant>,
+    /// SIGHUP asks to read the file again.
+    reloads: bool,
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The end; the name of the signal.
+    End(&'static str),
+    /// To read the file again.
+    Reload,
 }
 
 impl Signals {
@@ -34,22 +49,45 @@ impl Signals {
             terminate: open(SignalKind::terminate())?,
             hang_up: open(SignalKind::hangup())?,
             last: None,
+            reloads: false,
         })
     }
 
-    /// The name of the next one that is not an echo of the last.
-    pub(super) async fn next(&mut self) -> &'static str {
+    /// The same; without a terminal, SIGHUP asks to read the file again. With one it says that the
+    /// terminal was closed, and who sent it cannot be told.
+    pub(super) fn install_reloading() -> io::Result<Self> {
+        Ok(Self {
+            reloads: !has_terminal(),
+            ..Self::install()?
+        })
+    }
+
+    /// What the next one asks for.
+    pub(super) async fn asked(&mut self) -> Asked {
         loop {
-            let name = self.any().await;
+            let asked = self.any().await;
+            if asked == Asked::Reload {
+                return asked;
+            }
             let echo = self.last.is_some_and(|last| last.elapsed() < SAME_PRESS);
             if !echo {
                 self.last = Some(Instant::now());
-                return name;
+                return asked;
             }
         }
     }
 
-    async fn any(&mut self) -> &'static str {
+    /// The name of the next one that asks for the end and is not an echo of the last.
+    pub(super) async fn next(&mut self) -> &'static str {
+        loop {
+            match self.asked().await {
+                Asked::End(name) => return name,
+                Asked::Reload => {}
+            }
+        }
+    }
+
+    async fn any(&mut self) -> Asked {
         async fn of(signal: &mut Option<Signal>) {
             if let Some(signal) = signal
                 && signal.recv().await.is_some()
@@ -60,11 +98,23 @@ impl Signals {
             std::future::pending().await
         }
         tokio::select! {
-            () = of(&mut self.interrupt) => "Ctrl-C",
-            () = of(&mut self.terminate) => "SIGTERM",
-            () = of(&mut self.hang_up) => "SIGHUP",
+            () = of(&mut self.interrupt) => Asked::End("Ctrl-C"),
+            () = of(&mut self.terminate) => Asked::End("SIGTERM"),
+            () = of(&mut self.hang_up) => match self.reloads {
+                true => Asked::Reload,
+                false => Asked::End("SIGHUP"),
+            },
         }
     }
+}
+
+/// Whether this process has a terminal that can end it.
+fn has_terminal() -> bool {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NOCTTY | O_NONBLOCK)
+        .open("/dev/tty");
+    opened.is_ok()
 }
 
 /// Whether `/proc/self/status` says that a signal is ignored: proc_pid_status(5), SigIgn.

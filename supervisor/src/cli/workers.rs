@@ -106,6 +106,7 @@ async fn tell(mut answer: Answer, as_json: bool, awaited: bool) -> Result<u8, Fa
             Reply::Event(_)
             | Reply::Log(_)
             | Reply::Missed(_)
+            | Reply::Reloaded(_)
             | Reply::Opened(_)
             | Reply::Done
             | Reply::Refused(_) => {}
@@ -114,7 +115,8 @@ async fn tell(mut answer: Answer, as_json: bool, awaited: bool) -> Result<u8, Fa
     Ok(code)
 }
 
-fn is_well(worker: &WorkerInfo) -> bool {
+/// Ready, or complete.
+pub(super) fn is_well(worker: &WorkerInfo) -> bool {
     match (&worker.state, &worker.outcome) {
         (WorkerState::Ready, _) => true,
         (WorkerState::Done, Some(Outcome::Done(exit))) => exit.is_success(),

@@ -64,6 +64,10 @@ pub enum Request {
     Events(EventsRequest),
     /// What workloads have written lately, and what they will.
     Logs(LogsRequest),
+    /// All that a foreground run prints: events and output as they come, until the run's end
+    /// ([`Reply::Ended`]), or, if so asked, until each worker has been ready or has ended: then a
+    /// [`Reply::Worker`] for each.
+    Attach(AttachRequest),
     /// Start workers, and those at rest that they wait for: a [`Reply::Worker`] for each.
     Start(StartRequest),
     /// Stop workers: a [`Reply::Worker`] for each once nothing of it runs.
@@ -73,6 +77,8 @@ pub enum Request {
     /// Stop all workers and end: a [`Reply::Worker`] for each once nothing of it runs, then
     /// [`Reply::Ended`]. The connection is closed when the state directory is free again.
     Shutdown(ShutdownRequest),
+    /// Read the workers file again and make it so: a [`Reply::Reloaded`].
+    Reload(ReloadRequest),
     /// Run a command in a worker's guest. After [`Reply::Opened`] both ends speak frames of
     /// [`iii_proto::exec`] instead of lines, the client as the host and the supervisor as the guest,
     /// in the session [`SESSION`], which is open already. The supervisor's last frame is `Exited`,
@@ -82,6 +88,20 @@ pub enum Request {
 
 /// The only exec session of a connection.
 pub const SESSION: SessionId = SessionId(0);
+
+/// What is shown of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// Output beside events.
+    #[serde(default)]
+    pub logs: bool,
+    /// The events that the supervisor has kept before those to come.
+    #[serde(default)]
+    pub recent: bool,
+    /// Until each worker has been ready or has ended.
+    #[serde(default)]
+    pub until_settled: bool,
+}
 
 /// Which workers to start.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +135,27 @@ pub struct RestartRequest {
     /// Answer for each once it is ready again, or at rest and will not be; else at once.
     #[serde(default)]
     pub wait: bool,
+}
+
+/// What to read again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadRequest {
+    /// From now on these workers and those that they depend on; `null`: as before.
+    #[serde(default)]
+    pub names: Option<Vec<String>>,
+}
+
+/// What a reload has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Workers that are new.
+    pub started: Vec<WorkerName>,
+    /// Workers whose settings have changed.
+    pub restarted: Vec<WorkerName>,
+    /// Workers that are gone; nothing of them runs.
+    pub removed: Vec<WorkerName>,
+    /// Workers that are as they were.
+    pub unchanged: Vec<WorkerName>,
 }
 
 /// How to end.
@@ -203,6 +244,8 @@ pub enum Reply {
     Log(Box<RawValue>),
     /// So many items were not kept for a reader as slow as this.
     Missed(u64),
+    /// What a reload has done.
+    Reloaded(Reloaded),
     /// A command runs; frames follow.
     Opened(Opened),
     /// That was all.
@@ -248,6 +291,8 @@ pub enum RefusalKind {
     BadRequest,
     /// It names a worker that is not there.
     UnknownWorker,
+    /// The workers file has faults; nothing was changed.
+    Faults,
     /// The supervisor is ending.
     Ended,
     /// It was tried and did not work.

@@ -60,7 +60,6 @@ pub(crate) struct Manifest {
     setup: Option<String>,
     install: Option<String>,
     start: Option<String>,
-    watches_itself: bool,
     settings: Settings,
 }
 
@@ -152,7 +151,7 @@ fn manifest(reader: &mut Reader<'_>, top: &Setting<'_>) -> Manifest {
             }
             "watch" => {
                 let words = [("true", false), ("false", true)];
-                manifest.watches_itself = reader.word(&setting, &words).unwrap_or_default();
+                settings.no_restart = reader.word(&setting, &words).unwrap_or_default();
             }
             "image" => reader.fault_with_remedy(
                 &setting,
@@ -223,9 +222,6 @@ impl Manifest {
             project.programs.clear();
         }
         project.steps.setup = self.setup;
-        if self.watches_itself {
-            project.watches_itself = Some(String::from("the worker"));
-        }
         if project.steps.install.is_some() || project.steps.setup.is_some() {
             project.depends_on.push(FILE_NAME.to_owned());
         }
@@ -260,8 +256,8 @@ mod tests {
         assert_eq!(manifest.settings.env, [("A".to_owned(), "1".to_owned())]);
         assert_eq!(manifest.settings.ignore, ["data/", "*.tmp"]);
         assert_eq!(manifest.settings.ports.len(), 1);
-        assert!(!manifest.watches_itself);
-        assert!(read("watch: false").unwrap().watches_itself);
+        assert!(!manifest.settings.no_restart);
+        assert!(read("watch: false").unwrap().settings.no_restart);
         assert!(read("").unwrap().start.is_none());
     }
 

@@ -79,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) ports: Vec<PublishSpec>,
     pub(crate) mounts: Vec<MountSpec>,
     pub(crate) resources: Option<Resources>,
+    /// The worker sees to its restarts by itself, whatever it does so with.
+    pub(crate) no_restart: bool,
     /// Patterns, as in a .gitignore.
     pub(crate) ignore: Vec<String>,
 }

@@ -82,9 +82,14 @@ impl Plan {
         Ok(Self { project, spec })
     }
 
+    /// Whether nobody has said that the worker sees to its restarts by itself.
+    fn may_restart(&self, options: &Options) -> bool {
+        !options.no_restart && !self.project.settings.no_restart
+    }
+
     /// Whether a save restarts the workload.
     pub(crate) fn restarts(&self, options: &Options) -> bool {
-        !options.no_restart && self.project.watches_itself.is_none()
+        self.may_restart(options) && self.project.watches_itself.is_none()
     }
 }
 
@@ -97,6 +102,8 @@ pub(crate) struct Session<'s> {
     covers: Vec<Cover>,
     watch: Watch,
     pace: Pace,
+    /// Files that others have taken the name of since the last batch.
+    replaced: BTreeSet<PathBuf>,
     begun: Instant,
 }
 
@@ -122,6 +129,7 @@ impl<'s> Session<'s> {
             worker: None,
             covers: Vec::new(),
             watch,
+            replaced: BTreeSet::new(),
             begun: Instant::now(),
         };
         session.launch().await?;
@@ -174,6 +182,7 @@ impl<'s> Session<'s> {
 
     fn changed(&mut self, changes: Changes) {
         let mut paths = changes.paths;
+        self.replaced.extend(changes.replaced);
         if changes.more {
             paths.insert(self.plan.project.directory.clone());
         }
@@ -182,6 +191,7 @@ impl<'s> Session<'s> {
 
     async fn act(&mut self, batch: Batch) -> Result<(), DevError> {
         let root = self.plan.project.directory.clone();
+        let replaced = std::mem::take(&mut self.replaced);
         if batch.circle {
             let paths = shown(&root, &batch.paths).join(", ");
             self.warn(format!(
@@ -203,7 +213,9 @@ impl<'s> Session<'s> {
             }
         }
         self.announce(&batch.paths).await;
-        if !self.plan.restarts(&self.options) {
+        // A watcher that was only recognised, and that may watch a file which is no longer there.
+        let blind = !replaced.is_empty() && self.plan.may_restart(&self.options);
+        if !self.plan.restarts(&self.options) && !blind {
             self.told(&batch, SourceAction::Told);
             return Ok(());
         }

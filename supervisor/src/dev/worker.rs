@@ -90,6 +90,8 @@ pub(crate) fn spec(project: &Project, additions: &Additions) -> Result<WorkerSpe
     let command = ["/bin/sh", "-c", &text].map(str::to_owned);
     let mut spec = WorkerSpec::new(name, command.to_vec());
     spec.cwd = Some(APP.to_owned());
+    // What is started right after a save must not see what was there before it.
+    spec.live_mounts = true;
     spec.mounts.push(MountSpec {
         host: project.directory.clone(),
         guest: APP.to_owned(),

@@ -1,6 +1,7 @@
 //! A VM that is really booted, with the smallest workload there is, and when it came how far.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iii_actors::event::{Event, EventKind};
@@ -9,8 +10,8 @@ use iii_proto::restart::RestartMode;
 use serde::Serialize;
 
 use crate::{
-    AddWorkerError, Outcome, PrepareError, Shutdown, Supervisor, SupervisorBuilder, WorkerName,
-    WorkerSpec,
+    AddWorkerError, LogLine, LogReader, Outcome, PrepareError, Shutdown, Supervisor,
+    SupervisorBuilder, WorkerName, WorkerSpec,
 };
 
 /// What the workload writes.
@@ -110,7 +111,7 @@ pub async fn boot(builder: SupervisorBuilder) -> BootReport {
     while let Some(Ok(event)) = events.try_next() {
         timeline.event(&event);
     }
-    while let Some(line) = lines.as_mut().and_then(|lines| lines.try_recv().ok()) {
+    while let Some(line) = lines.as_mut().and_then(|lines| lines.try_recv()) {
         timeline.line(&line.text);
     }
     report.steps = timeline.steps;
@@ -149,7 +150,7 @@ async fn start(supervisor: &Supervisor) -> Result<(), String> {
     }
 }
 
-async fn next<T>(lines: &mut Option<tokio::sync::mpsc::Receiver<T>>) -> Option<T> {
+async fn next(lines: &mut Option<LogReader>) -> Option<Arc<LogLine>> {
     match lines {
         Some(lines) => lines.recv().await,
         None => None,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use iii_actors::WorkerState;
-use iii_actors::event::{Event, EventKind, LogLine, SourceAction};
+use iii_actors::event::{Event, EventKind, LogLine, LogSource, SourceAction};
 use iii_proto::control::{BootStage, PowerOffReason};
 use iii_proto::ids::{BootId, WorkerName};
 use iii_proto::restart::{Decision, Exit};
@@ -48,10 +48,24 @@ pub fn event(event: &Event, screen: &Screen, stamp: &str) -> Option<String> {
 
 /// A line of a workload's output. A piece that no newline ended is marked with `…`.
 pub fn log(log: &LogLine, screen: &Screen, stamp: &str) -> String {
-    let prefix = screen.prefix(Some(&log.worker), Mark::Output, stamp);
+    let mark = match log.stream {
+        LogSource::Stdout | LogSource::Stderr => Mark::Output,
+        LogSource::Console => Mark::Console,
+    };
+    let prefix = screen.prefix(Some(&log.worker), mark, stamp);
     let text = escape::line(&log.text, screen.colours());
     let end = if log.complete { "" } else { "…" };
     format!("{prefix}{text}{end}")
+}
+
+/// Lines that are missing among what is kept.
+pub fn lost(worker: &WorkerName, lines: u64, screen: &Screen, stamp: &str) -> String {
+    let prefix = screen.prefix(Some(worker), Mark::Event, stamp);
+    let text = match lines {
+        1 => String::from("1 line is lost here: the disk did not take it"),
+        lines => format!("{lines} lines are lost here: the disk did not take them"),
+    };
+    format!("{prefix}{}", screen.toned(Tone::Warn, &text))
 }
 
 /// Whether a user who did not ask for everything wants to know.
@@ -218,6 +232,11 @@ fn describe(kind: &EventKind) -> Words {
             action,
         } => source_changed(paths, *more, *action),
         EventKind::Warning { message } => words(Tone::Warn, format!("warning: {message}")),
+        EventKind::Reloaded {
+            started,
+            restarted,
+            removed,
+        } => words(Tone::Plain, reloaded(started, restarted, removed)),
         EventKind::SupervisorStopped => words(Tone::Dim, "all workers have ended"),
         // Kinds that are newer than these words are shown as their data.
         other => words(
@@ -367,6 +386,30 @@ fn span(duration: Duration) -> String {
 #[cfg(test)]
 #[path = "human_tests.rs"]
 mod tests;
+
+/// What reading the file again has changed.
+pub fn reloaded(
+    started: &[WorkerName],
+    restarted: &[WorkerName],
+    removed: &[WorkerName],
+) -> String {
+    let parts: Vec<String> = [
+        ("starting", started),
+        ("restarting", restarted),
+        ("removed", removed),
+    ]
+    .into_iter()
+    .filter(|(_, names)| !names.is_empty())
+    .map(|(what, names)| {
+        let names: Vec<&str> = names.iter().map(WorkerName::as_str).collect();
+        format!("{what} {}", names.join(", "))
+    })
+    .collect();
+    if parts.is_empty() {
+        return String::from("the workers file was read again: nothing has changed");
+    }
+    format!("the workers file was read again: {}", parts.join("; "))
+}
 
 /// What a supervisor that was killed has left.
 fn recovered(state: WorkerState, lost_boot: Option<BootId>, restarts: usize) -> String {

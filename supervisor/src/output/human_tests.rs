@@ -4,7 +4,6 @@ use iii_actors::event::{ActorKind, EventBus};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::guest::{HealthCheck, Probe};
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_proto::log::Stream;
 
 fn name(text: &str) -> WorkerName {
     WorkerName::new(text).unwrap()
@@ -239,8 +238,9 @@ fn columns_align_and_colours_are_the_workers_own() {
         worker: name(worker),
         boot: BootId::from_random(1),
         pid: GuestPid(1),
-        stream: Stream::Stdout,
+        stream: LogSource::Stdout,
         time_unix_ns: 0,
+        received_unix_ns: 0,
         text: text.to_vec(),
         complete,
     };
@@ -249,6 +249,13 @@ fn columns_align_and_colours_are_the_workers_own() {
     assert_eq!(
         log(&line("flaky", b"b", false), &plain, "t"),
         "t flaky | b…"
+    );
+    let mut console = line("web", b"c", true);
+    console.stream = LogSource::Console;
+    assert_eq!(log(&console, &plain, "t"), "t web   # c");
+    assert_eq!(
+        lost(&name("web"), 12, &plain, "t"),
+        "t web   * 12 lines are lost here: the disk did not take them"
     );
     let coloured = screen(true, false);
     assert_eq!(

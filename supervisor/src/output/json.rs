@@ -2,14 +2,15 @@
 //!
 //! An event is as [`Event`] serialises: `seq`, `at` (seconds since the start), `time_unix_ms`,
 //! `worker`, `boot`, `event` (the kind) and the kind's own fields. A line of output has
-//! `"event":"log"` with `pid`, `stream`, `complete` and the bytes: as `text` if they are UTF-8, else
-//! as `text_base64`, so that nothing is lost.
+//! `"event":"log"` with `time_unix_ms` (when it was begun, by the guest's clock), `received_unix_ms`
+//! (when its end arrived, by the host's), `pid`, `stream`, `complete` and the bytes: as `text` if they
+//! are UTF-8, else as `text_base64`, so that nothing is lost. `"event":"log-lost"` stands, in what is
+//! kept, for `lines` that a full disk did not take.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use iii_actors::event::{Event, LogLine};
+use iii_actors::event::{Event, LogLine, LogSource};
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
-use iii_proto::log::Stream;
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize)]
@@ -17,10 +18,12 @@ struct Log<'a> {
     event: &'static str,
     /// By the guest's clock.
     time_unix_ms: u64,
+    /// By the host's clock.
+    received_unix_ms: u64,
     worker: &'a WorkerName,
     boot: BootId,
     pid: GuestPid,
-    stream: Stream,
+    stream: LogSource,
     complete: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
@@ -39,6 +42,7 @@ pub fn log(line: &LogLine) -> serde_json::Result<String> {
     let log = Log {
         event: "log",
         time_unix_ms: line.time_unix_ns / 1_000_000,
+        received_unix_ms: line.received_unix_ns / 1_000_000,
         worker: &line.worker,
         boot: line.boot,
         pid: line.pid,
@@ -54,10 +58,11 @@ pub fn log(line: &LogLine) -> serde_json::Result<String> {
 #[derive(Deserialize)]
 struct ReadLog {
     time_unix_ms: u64,
+    received_unix_ms: u64,
     worker: WorkerName,
     boot: BootId,
     pid: GuestPid,
-    stream: Stream,
+    stream: LogSource,
     complete: bool,
     text: Option<String>,
     text_base64: Option<String>,
@@ -77,8 +82,27 @@ pub fn parse_log(json: &str) -> serde_json::Result<LogLine> {
         pid: log.pid,
         stream: log.stream,
         time_unix_ns: log.time_unix_ms.saturating_mul(1_000_000),
+        received_unix_ns: log.received_unix_ms.saturating_mul(1_000_000),
         text,
         complete: log.complete,
+    })
+}
+
+#[derive(Serialize)]
+struct Lost<'a> {
+    event: &'static str,
+    received_unix_ms: u64,
+    worker: &'a WorkerName,
+    lines: u64,
+}
+
+/// Lines that are missing among what is kept, without the newline.
+pub fn lost(worker: &WorkerName, lines: u64, received_unix_ns: u64) -> serde_json::Result<String> {
+    serde_json::to_string(&Lost {
+        event: "log-lost",
+        received_unix_ms: received_unix_ns / 1_000_000,
+        worker,
+        lines,
     })
 }
 
@@ -113,8 +137,9 @@ mod tests {
             worker: WorkerName::new("web").unwrap(),
             boot: BootId::from_random(7),
             pid: GuestPid(57),
-            stream: Stream::Stderr,
+            stream: LogSource::Stderr,
             time_unix_ns: 1_700_000_000_123_456_789,
+            received_unix_ns: 1_700_000_000_200_000_001,
             text: text.to_vec(),
             complete: true,
         }
@@ -124,12 +149,21 @@ mod tests {
     fn golden_lines() {
         assert_eq!(
             log(&line(b"hi \x1b[2J")).unwrap(),
-            r#"{"event":"log","time_unix_ms":1700000000123,"worker":"web","boot":"0000000000000007","pid":57,"stream":"stderr","complete":true,"text":"hi \u001b[2J"}"#
+            r#"{"event":"log","time_unix_ms":1700000000123,"received_unix_ms":1700000000200,"worker":"web","boot":"0000000000000007","pid":57,"stream":"stderr","complete":true,"text":"hi \u001b[2J"}"#
         );
         assert!(
             log(&line(b"\xff"))
                 .unwrap()
                 .ends_with(r#""text_base64":"/w=="}"#)
+        );
+        assert_eq!(
+            lost(
+                &WorkerName::new("web").unwrap(),
+                12,
+                1_700_000_000_200_000_001
+            )
+            .unwrap(),
+            r#"{"event":"log-lost","received_unix_ms":1700000000200,"worker":"web","lines":12}"#
         );
         let bus = iii_actors::event::EventBus::new();
         let mut receiver = bus.subscribe();

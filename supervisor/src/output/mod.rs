@@ -1,5 +1,5 @@
-//! What `iii-super run` prints: [`human`] lines or [`json`], written by [`printer`], or by [`lines`]
-//! in a command that gets them from a running supervisor; and the columns of other commands.
+//! What `iii-super run` and `logs` print: [`human`] lines or [`json`], written by [`printer`], or by
+//! [`lines`] in a command that gets them from a running supervisor; and the columns of other commands.
 //!
 //! The formatting functions are pure: what they return depends on their arguments alone.
 
@@ -9,5 +9,6 @@ pub mod json;
 pub mod lines;
 pub mod printer;
 pub mod screen;
+pub mod stamp;
 pub mod table;
 pub mod words;

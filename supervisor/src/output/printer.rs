@@ -1,16 +1,18 @@
 //! Takes events and output lines and writes them, as fast as the reader of our output reads.
 //!
-//! One writer, so that no two lines mix. Output is not lost when the reader is slow: the channel of
-//! lines is bounded and its senders wait. Events are few; a reader that stalls for thousands of
+//! One writer, so that no two lines mix. Output is not lost when the reader is slow: the queue of
+//! each worker's lines is bounded and who fills it waits. Events are few; a reader that stalls for thousands of
 //! them is told how many it missed.
 
 use std::io;
 
 use iii_actors::event::{Event, LogLine};
+use iii_actors::logs::LogReader;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::screen::Screen;
+use super::stamp::{date_and_time, time_of_day};
 use super::{human, json};
 use crate::streams::{EventStream, Missed};
 
@@ -31,7 +33,7 @@ pub enum Format {
 pub async fn print(
     format: Format,
     mut events: EventStream,
-    mut logs: mpsc::Receiver<LogLine>,
+    mut logs: LogReader,
     mut finish: oneshot::Receiver<()>,
     mut out: impl AsyncWrite + Unpin,
 ) -> io::Result<()> {
@@ -45,7 +47,7 @@ pub async fn print(
                 Some(Ok(event)) => {
                     // What a workload wrote before it ended is shown before its end is.
                     for _ in 0..logs.len() {
-                        let Ok(line) = logs.try_recv() else { break };
+                        let Some(line) = logs.try_recv() else { break };
                         format.log(&line, &mut text)?;
                     }
                     format.event(&event, &mut text)?;
@@ -57,7 +59,7 @@ pub async fn print(
                 Some(line) => {
                     format.log(&line, &mut text)?;
                     for _ in 1..BATCH {
-                        let Ok(line) = logs.try_recv() else { break };
+                        let Some(line) = logs.try_recv() else { break };
                         format.log(&line, &mut text)?;
                     }
                 }
@@ -70,7 +72,7 @@ pub async fn print(
             return Ok(());
         }
     }
-    while let Ok(line) = logs.try_recv() {
+    while let Some(line) = logs.try_recv() {
         format.log(&line, &mut text)?;
     }
     while let Some(event) = events.try_next() {
@@ -80,6 +82,39 @@ pub async fn print(
         }
     }
     flush(&mut out, &mut text).await
+}
+
+/// Puts out events alone, each with its date, until `finish` says that nothing more will come.
+pub async fn print_events(
+    format: &Format,
+    mut events: EventStream,
+    mut finish: oneshot::Receiver<()>,
+    mut put: impl FnMut(&str),
+) -> io::Result<()> {
+    let mut text = String::new();
+    let mut over = false;
+    while !over {
+        let mut next = tokio::select! {
+            biased;
+            event = events.next() => match event {
+                Some(event) => Some(event),
+                None => return Ok(()),
+            },
+            _ = &mut finish => {
+                over = true;
+                events.try_next()
+            }
+        };
+        while let Some(event) = next {
+            match event {
+                Ok(event) => format.dated_event(&event, &mut text)?,
+                Err(Missed(missed)) => format.missed(missed, &mut text),
+            }
+            next = events.try_next();
+        }
+        put(&std::mem::take(&mut text));
+    }
+    Ok(())
 }
 
 async fn flush(out: &mut (impl AsyncWrite + Unpin), text: &mut String) -> io::Result<()> {
@@ -94,7 +129,9 @@ async fn flush(out: &mut (impl AsyncWrite + Unpin), text: &mut String) -> io::Re
 impl Format {
     pub(super) fn log(&self, line: &LogLine, out: &mut String) -> io::Result<()> {
         match self {
-            Self::Human(screen) => *out += &human::log(line, screen, &stamp_now()),
+            Self::Human(screen) => {
+                *out += &human::log(line, screen, &time_of_day(line.received_unix_ns));
+            }
             Self::Json => *out += &json::log(line)?,
         }
         out.push('\n');
@@ -102,8 +139,22 @@ impl Format {
     }
 
     pub(super) fn event(&self, event: &Event, out: &mut String) -> io::Result<()> {
+        self.stamped_event(event, time_of_day, out)
+    }
+
+    fn dated_event(&self, event: &Event, out: &mut String) -> io::Result<()> {
+        self.stamped_event(event, date_and_time, out)
+    }
+
+    fn stamped_event(
+        &self,
+        event: &Event,
+        stamp: fn(u64) -> String,
+        out: &mut String,
+    ) -> io::Result<()> {
+        let stamp = stamp(event.time_unix_ms.saturating_mul(1_000_000));
         match self {
-            Self::Human(screen) => match human::event(event, screen, &stamp(event.time_unix_ms)) {
+            Self::Human(screen) => match human::event(event, screen, &stamp) {
                 Some(text) => *out += &text,
                 None => return Ok(()),
             },
@@ -122,39 +173,21 @@ impl Format {
     }
 }
 
-/// The local time of day.
-fn stamp(unix_ms: u64) -> String {
-    let time = i64::try_from(unix_ms)
-        .ok()
-        .and_then(chrono::DateTime::from_timestamp_millis);
-    match time {
-        Some(utc) => utc
-            .with_timezone(&chrono::Local)
-            .format("%H:%M:%S")
-            .to_string(),
-        None => String::from("--:--:--"),
-    }
-}
-
-/// Output is stamped with the time of its arrival: the guest's clock is the guest's claim.
-fn stamp_now() -> String {
-    chrono::Local::now().format("%H:%M:%S").to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iii_actors::event::{EventBus, EventKind};
+    use iii_actors::event::{EventBus, EventKind, LogSource};
+    use iii_actors::logs::LogBus;
     use iii_proto::ids::{BootId, GuestPid, WorkerName};
-    use iii_proto::log::Stream;
 
     fn line(n: usize) -> LogLine {
         LogLine {
             worker: WorkerName::new("web").unwrap(),
             boot: BootId::from_random(1),
             pid: GuestPid(1),
-            stream: Stream::Stdout,
+            stream: LogSource::Stdout,
             time_unix_ns: 0,
+            received_unix_ns: 0,
             text: n.to_string().into_bytes(),
             complete: true,
         }
@@ -183,9 +216,10 @@ mod tests {
     #[test]
     fn output_comes_before_the_event_that_follows_it_and_nothing_is_lost() {
         let bus = EventBus::new();
-        let (lines, logs) = mpsc::channel(2000);
+        let lines = LogBus::default();
+        let logs = lines.take().unwrap();
         for n in 0..1000 {
-            lines.try_send(line(n)).unwrap();
+            runtime().block_on(lines.put(line(n)));
         }
         let events = EventStream::new(bus.subscribe());
         bus.emit(None, None, EventKind::VmStopped);
@@ -204,10 +238,11 @@ mod tests {
     #[test]
     fn what_is_left_is_printed_at_the_end() {
         let bus = EventBus::new();
-        let (lines, logs) = mpsc::channel(10);
+        let lines = LogBus::default();
+        let logs = lines.take().unwrap();
         let events = EventStream::new(bus.subscribe());
         let (done, finish) = oneshot::channel();
-        lines.try_send(line(1)).unwrap();
+        runtime().block_on(lines.put(line(1)));
         bus.emit(None, None, EventKind::SupervisorStopped);
         done.send(()).unwrap();
         let mut out = Vec::new();
@@ -220,8 +255,9 @@ mod tests {
     #[test]
     fn a_reader_that_is_gone_is_an_error_and_no_panic() {
         let bus = EventBus::new();
-        let (lines, logs) = mpsc::channel(10);
-        lines.try_send(line(1)).unwrap();
+        let lines = LogBus::default();
+        let logs = lines.take().unwrap();
+        runtime().block_on(lines.put(line(1)));
         let (_keep, finish) = oneshot::channel();
         let (writer, reader) = tokio::io::duplex(16);
         drop(reader);

@@ -43,6 +43,8 @@ impl Tone {
 pub(super) enum Mark {
     /// The workload wrote it.
     Output,
+    /// It was on the guest's console.
+    Console,
     /// iii-super says it.
     Event,
 }
@@ -123,6 +125,7 @@ impl Screen {
         let width = self.width;
         let mark = match mark {
             Mark::Output => '|',
+            Mark::Console => '#',
             Mark::Event => '*',
         };
         if !self.colour {

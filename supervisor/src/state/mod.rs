@@ -1,4 +1,5 @@
-//! What outlives a supervisor: one directory with a lock and one file.
+//! What outlives a supervisor: one directory with a lock, one file, and the output that is kept
+//! (`crate::log_store`).
 //!
 //! * `lock` is held for the supervisor's life and names its process, so that no two supervisors
 //!   share a directory;
@@ -37,6 +38,12 @@ use self::record::Remembered;
 
 const LOCK: &str = "lock";
 const RECORD: &str = "supervisor.json";
+
+/// Whether a supervisor runs with this state directory, or did not end in order.
+#[cfg(feature = "cli")]
+pub(crate) fn was_in_use(path: &Path) -> bool {
+    path.join(LOCK).exists()
+}
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -48,6 +48,21 @@ fn a_supervisor_that_was_killed_leaves_what_it_knew() {
 }
 
 #[test]
+fn nothing_that_is_written_depends_on_a_secret() {
+    let digest = |value: &str, secret: bool| {
+        let mut spec = spec("a");
+        spec.env = vec![("TOKEN".into(), value.into())];
+        if secret {
+            spec.secret_env.insert("TOKEN".into());
+        }
+        record::digest(&spec)
+    };
+    assert_eq!(digest("one", true), digest("two", true));
+    assert_ne!(digest("one", false), digest("two", false));
+    assert_ne!(digest("one", true), digest("one", false));
+}
+
+#[test]
 fn one_that_ended_in_order_leaves_nothing_and_neither_does_one_to_be_forgotten() {
     let dir = tempfile::tempdir().unwrap();
     run(dir.path(), true);

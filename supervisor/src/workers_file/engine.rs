@@ -30,6 +30,15 @@ impl EngineKey {
         }
     }
 
+    /// As it is written on a command line, passwords included; `None`: nothing is.
+    pub fn as_given(&self) -> Option<&str> {
+        match self {
+            Self::Absent => None,
+            Self::None => Some(NONE),
+            Self::Address(address) => Some(address.as_given()),
+        }
+    }
+
     /// This, or what `other` says if this says nothing.
     #[must_use]
     pub fn or(self, other: impl FnOnce() -> Self) -> Self {

@@ -17,6 +17,7 @@ mod environment;
 mod fault;
 mod health;
 mod interpolate;
+mod logs;
 mod mounts;
 mod network;
 mod node;

@@ -62,7 +62,7 @@ impl<'n> Fields<'n> {
 }
 
 /// Words of other tools for keys of ours.
-const SYNONYMS: [(&str, &str); 17] = [
+const SYNONYMS: [(&str, &str); 18] = [
     ("services", "workers"),
     ("environment", "env"),
     ("volumes", "mounts"),
@@ -70,7 +70,7 @@ const SYNONYMS: [(&str, &str); 17] = [
     ("workdir", "cwd"),
     ("cmd", "command"),
     ("args", "command"),
-    ("entrypoint", "command"),
+    ("pull_policy", "pull"),
     ("build", "path"),
     ("healthcheck", "health"),
     ("mem_limit", "resources.memory"),
@@ -80,6 +80,7 @@ const SYNONYMS: [(&str, &str); 17] = [
     ("nofile", "open_files"),
     ("backoff", "initial"),
     ("test", "exec"),
+    ("logging", "logs"),
 ];
 
 /// The key that was probably meant.

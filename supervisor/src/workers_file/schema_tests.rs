@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::depends_on;
 use super::node::{self, Node, Value};
-use super::{KEYS, SCHEMA, health, network, restart, worker};
+use super::{KEYS, SCHEMA, health, logs, network, restart, worker};
 
 fn schema() -> Json {
     serde_json::from_str(SCHEMA).unwrap()
@@ -38,12 +38,10 @@ fn set(keys: &[&str]) -> BTreeSet<String> {
 #[test]
 fn keys_are_those_of_the_parser() {
     assert_eq!(keys(""), set(KEYS));
-    // The schema must not offer what this version refuses.
-    let not_yet: BTreeSet<String> = set(&["image"]);
-    let worker: BTreeSet<String> = set(worker::KEYS).difference(&not_yet).cloned().collect();
-    assert_eq!(keys("/$defs/worker"), worker);
+    assert_eq!(keys("/$defs/worker"), set(worker::KEYS));
     assert_eq!(keys("/$defs/rootSettings"), set(worker::ROOT_KEYS));
     assert_eq!(keys("/$defs/resources"), set(worker::RESOURCES_KEYS));
+    assert_eq!(keys("/$defs/logs"), set(logs::KEYS));
     assert_eq!(keys("/$defs/restartPolicy"), set(restart::KEYS));
     assert_eq!(keys("/$defs/restartLimit"), set(restart::LIMIT_KEYS));
     assert_eq!(keys("/$defs/health"), set(health::KEYS));
@@ -128,6 +126,9 @@ fn the_schema_refuses_what_the_parser_refuses() {
         "workers: {a: {command: x, resources: {cpus: 0}}}",
         "workers: {a: {command: x, resources: {memory: 512M}}}",
         "workers: {a: {command: x, restart: sometimes}}",
+        "workers: {a: {command: x, logs: {max_size: 512M}}}",
+        "workers: {a: {command: x, logs: {max_files: 1}}}",
+        "workers: {a: {command: x, logs: 10MiB}}",
         "workers: {a: {command: x, stop_grace: 10}}",
         "workers: {a: {command: x, ports: ['80:81:82:83:84']}}",
         "workers: {a: {command: x, health: {interval: 1s}}}",

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use iii_actors::spec::{MountSpec, NetworkMode, PublishSpec, UserSpec};
+use iii_actors::spec::{
+    LogSpec, MountSpec, NetworkMode, PublishSpec, PullPolicy, RootSpec, UserSpec,
+};
 use iii_proto::guest::Probe;
 use iii_proto::restart::{RestartLimit, RestartMode};
 
@@ -49,6 +51,7 @@ workers:
       allow: [example.com, "10.0.0.0/8:5432"]
       host_ports: [49134]
       dns: ["127.0.0.1:5353"]
+    logs: {max_size: 1MiB, max_files: 3}
     user: "1000:100"
     boot_deadline: 2m
     heartbeat_timeout: 1m
@@ -119,6 +122,11 @@ fn every_key_is_understood() {
     assert_eq!(web.resources.cpus, 2);
     assert_eq!(web.resources.memory, 287 << 20, "rounded up to whole MiB");
     assert_eq!(web.resources.disk, Some(1 << 30));
+    let logs = LogSpec {
+        max_size: 1 << 20,
+        max_files: 3,
+    };
+    assert_eq!(web.logs, logs);
     let any = PublishSpec {
         address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         host_port: 7000,
@@ -199,7 +207,7 @@ workers:
       cpus: 0.5
     ports: ['8080:80']
     mounts: [./missing:/x, './secrets.env:/y']
-    image: alpine
+    image: Alpine
   api:
     command: echo hi | cat
     ports: ['0.0.0.0:8080:80']
@@ -216,15 +224,14 @@ workers:
         "\
 w.yaml:3:5: workers.web.comand: unknown key `comand`, did you mean `command`?
 w.yaml:3:5: workers.web: has no `command`
-    say what runs in the VM, as command: [python3, app.py]
+    say what runs in the VM, as command: [python3, app.py], or name an image that does
 w.yaml:5:15: workers.web.resources.memory: \"512M\" can mean two sizes: write 512MiB (powers of 1024) or 512MB (powers of 1000)
 w.yaml:6:13: workers.web.resources.cpus: \"0.5\" is not a whole number from 1 to 32
 w.yaml:8:14: workers.web.mounts[0]: the directory {missing} does not exist
     make it: mkdir -p {missing}
 w.yaml:8:28: workers.web.mounts[1]: {secrets} is not a directory
     only directories can be shown to a guest: name the directory that holds the file
-w.yaml:9:12: workers.web.image: is not supported yet by this version
-    use `root: host`, which shows the guest the host's own /usr
+w.yaml:9:12: workers.web.image: \"Alpine\" is no image name: a repository has no capital letters; a name is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], as debian:12-slim or localhost:5000/team/app@sha256:…
 w.yaml:11:14: workers.api.command: `|` is shell syntax, and no shell runs this command
     write it as a list: [sh, -c, \"…\"]; a literal word is quoted in a list
 w.yaml:12:13: workers.api.ports[0]: host port 8080 is taken by workers.web.ports[0] at line 7
@@ -291,6 +298,33 @@ fn a_circle_is_told_once_with_its_place_and_members() {
 }
 
 #[test]
+fn images() {
+    let dir = directory();
+    let image = |text: &str| {
+        let text = format!("workers: {{w: {{{text}}}}}");
+        let worker = parse(&text, dir.path()).unwrap().workers.remove(0);
+        match worker.root {
+            RootSpec::Image(image) => (image, worker.command),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (own, command) = image("image: 'node:22'");
+    assert_eq!(own.reference.to_string(), "docker.io/library/node:22");
+    assert_eq!(
+        (own.pull, own.entrypoint, command),
+        (PullPolicy::Missing, None, vec![])
+    );
+    let (given, command) =
+        image("image: '127.0.0.1:5000/a/b:x', pull: never, entrypoint: sh -c, command: [exit 0]");
+    assert_eq!(given.reference.registry(), "127.0.0.1:5000");
+    assert_eq!(given.pull, PullPolicy::Never);
+    assert_eq!(given.entrypoint.unwrap(), ["sh", "-c"]);
+    assert_eq!(command, ["exit 0"]);
+    let (none, _) = image("image: x, entrypoint: []");
+    assert_eq!(none.entrypoint, Some(Vec::new()));
+}
+
+#[test]
 fn single_faults() {
     let dir = directory();
     for (worker, part) in [
@@ -313,7 +347,20 @@ fn single_faults() {
             "command: x\n    root: {persist: 1GiB}\n    resources: {disk: 1GiB}",
             "take `disk` out",
         ),
-        ("command: x\n    image: node:22", "not supported yet"),
+        (
+            "command: x\n    image: node:22\n    root: host",
+            "cannot both be",
+        ),
+        ("command: x\n    pull: always", "`pull` is for images"),
+        (
+            "command: x\n    entrypoint: []",
+            "`entrypoint` is for images",
+        ),
+        (
+            "image: x\n    pull: sometimes",
+            "is not one of missing, always, never",
+        ),
+        ("image: x\n    command: []", "names no program"),
         (
             "command: x\n    depends_on: [nobody]",
             "there is no worker `nobody`",

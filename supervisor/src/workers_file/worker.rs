@@ -1,17 +1,20 @@
 //! One entry of `workers:`.
 
-use iii_actors::spec::{Resources, RootSpec, UserSpec, WorkerSpec};
+use iii_actors::spec::{
+    ImageSpec, PullPolicy, Reference as ImageReference, Resources, RootSpec, UserSpec, WorkerSpec,
+};
 use iii_proto::ids::WorkerName;
 
 use super::command::command;
 use super::depends_on::{Reference, depends_on};
 use super::environment::environment;
 use super::health::health;
+use super::logs::logs;
 use super::mounts::{PROJECT, mounts};
 use super::network::network;
 use super::paths;
 use super::ports::{Published, ports};
-use super::reader::{Reader, Setting};
+use super::reader::{Fields, Reader, Setting};
 use super::restart::policy;
 use super::size;
 use crate::disks::{LEAST_DISK, MOST_DISK};
@@ -20,6 +23,8 @@ use crate::disks::{LEAST_DISK, MOST_DISK};
 pub(crate) const KEYS: &[&str] = &[
     "root",
     "image",
+    "pull",
+    "entrypoint",
     "path",
     "command",
     "cwd",
@@ -33,6 +38,7 @@ pub(crate) const KEYS: &[&str] = &[
     "health",
     "network",
     "depends_on",
+    "logs",
     "user",
     "stop_grace",
     "boot_deadline",
@@ -44,12 +50,6 @@ pub(crate) const ROOT_KEYS: &[&str] = &["persist"];
 
 /// Keys of `resources:`.
 pub(crate) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids", "open_files", "disk"];
-
-/// Keys that are part of the format, but that this version cannot carry out.
-const NOT_YET: &[(&str, &str)] = &[(
-    "image",
-    "use `root: host`, which shows the guest the host's own /usr",
-)];
 
 const MIB: u64 = 1 << 20;
 
@@ -68,26 +68,23 @@ pub(crate) fn worker(
     references: &mut Vec<Reference>,
 ) -> Option<WorkerSpec> {
     let fields = reader.fields(setting, KEYS)?;
-    for (key, instead) in NOT_YET {
-        if let Some(s) = fields.get(key) {
-            reader.fault_with_remedy(&s, "is not supported yet by this version", *instead);
-        }
-    }
+    let (root, persist) = root(reader, &fields);
     let command = match fields.get("command") {
         Some(s) => command(reader, &s),
+        // An image has one of its own; whether it does shows when it is here.
+        None if matches!(root, Some(RootSpec::Image(_))) => None,
         None => {
             reader.fault_with_remedy(
                 setting,
                 "has no `command`",
-                "say what runs in the VM, as command: [python3, app.py]",
+                "say what runs in the VM, as command: [python3, app.py], or name an image that does",
             );
             None
         }
     };
     let mut spec = WorkerSpec::new(name, command.unwrap_or_default());
-    if let Some(s) = fields.get("root") {
-        root(reader, &s, &mut spec);
-    }
+    spec.root = root.unwrap_or(spec.root);
+    spec.persist = persist;
     let project = fields.get("path");
     spec.mounts = mounts(reader, project.as_ref(), fields.get("mounts").as_ref());
     spec.cwd = match fields.get("cwd") {
@@ -118,6 +115,9 @@ pub(crate) fn worker(
     if let Some(s) = fields.get("depends_on") {
         spec.depends_on = depends_on(reader, &spec.name, &s, references);
     }
+    if let Some(s) = fields.get("logs") {
+        spec.logs = logs(reader, &s);
+    }
     if let Some(s) = fields.get("network") {
         spec.network = network(reader, &s);
     }
@@ -136,19 +136,72 @@ pub(crate) fn worker(
     Some(spec)
 }
 
-/// `host`, or a map.
-fn root(reader: &mut Reader<'_>, setting: &Setting<'_>, spec: &mut WorkerSpec) {
-    if !setting.is_map() {
-        if reader.word(setting, &[("host", ())]).is_some() {
-            spec.root = RootSpec::Host;
+/// What the root is, and the size of the disk that keeps changes to it.
+fn root(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Option<RootSpec>, Option<u64>) {
+    let Some(s) = fields.get("root") else {
+        return (image(reader, fields), None);
+    };
+    if !s.is_map() {
+        if reader.word(&s, &[("host", ())]).is_some() && fields.get("image").is_some() {
+            reader.fault_with_remedy(
+                &s,
+                "`root: host` and `image` cannot both be a worker's root",
+                "take one of them away",
+            );
         }
-        return;
+        return (image(reader, fields), None);
     }
-    if let Some(fields) = reader.fields(setting, ROOT_KEYS)
-        && let Some(s) = fields.get("persist")
-    {
-        spec.persist = size_within(reader, &s, LEAST_DISK, MOST_DISK);
+    let persist = reader
+        .fields(&s, ROOT_KEYS)
+        .and_then(|settings| settings.get("persist"))
+        .and_then(|s| size_within(reader, &s, LEAST_DISK, MOST_DISK));
+    (image(reader, fields), persist)
+}
+
+/// The image, or else the host's toolchain.
+fn image(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<RootSpec> {
+    let Some(s) = fields.get("image") else {
+        for key in ["pull", "entrypoint"] {
+            if let Some(s) = fields.get(key) {
+                reader.fault_with_remedy(
+                    &s,
+                    format!("`{key}` is for images, and this worker names none"),
+                    "add `image: NAME`, or take it away",
+                );
+            }
+        }
+        return Some(RootSpec::Host);
+    };
+    let reference = reader.parsed_expanded(&s, |text| {
+        text.parse::<ImageReference>().map_err(|error| {
+            format!(
+                "is no image name: {}; a name is [REGISTRY/]REPOSITORY[:TAG][@DIGEST], as \
+                 debian:12-slim or localhost:5000/team/app@sha256:…",
+                error.reason()
+            )
+        })
+    });
+    let mut image = ImageSpec::new(reference?);
+    if let Some(s) = fields.get("pull") {
+        let words = [
+            ("missing", PullPolicy::Missing),
+            ("always", PullPolicy::Always),
+            ("never", PullPolicy::Never),
+        ];
+        image.pull = reader.word(&s, &words).unwrap_or_default();
     }
+    if let Some(s) = fields.get("entrypoint") {
+        image.entrypoint = entrypoint(reader, &s);
+    }
+    Some(RootSpec::Image(image))
+}
+
+/// As a command; an empty list stands for none.
+fn entrypoint(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Option<Vec<String>> {
+    if setting.is_list() && reader.items(setting).is_empty() {
+        return Some(Vec::new());
+    }
+    command(reader, setting)
 }
 
 /// What is given, over `resources`.
@@ -184,7 +237,7 @@ pub(crate) fn resources(
     resources
 }
 
-fn size_within(
+pub(crate) fn size_within(
     reader: &mut Reader<'_>,
     setting: &Setting<'_>,
     least: u64,

@@ -47,6 +47,7 @@ fn fixture() -> &'static Fixture {
             guest_gid: 1000,
             listener_fd: -1,
             immutable: false,
+            live: false,
         };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let memory = GuestMemoryAtomic::new(memory);

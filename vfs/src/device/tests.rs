@@ -53,6 +53,7 @@ impl Fixture {
             guest_gid: 1000,
             listener_fd: -1,
             immutable: false,
+            live: false,
         };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let memory = GuestMemoryAtomic::new(memory);

@@ -69,6 +69,7 @@ impl Fixture {
             guest_gid: GUEST.1,
             listener_fd: -1,
             immutable: kind.immutable,
+            live: false,
         };
         let export = Export::open(&spec, common).unwrap();
         export.init(FsOptions::all()).unwrap();
@@ -776,6 +777,7 @@ fn an_immutable_export_must_be_read_only_and_a_missing_one_is_named() {
         guest_gid: 0,
         listener_fd: -1,
         immutable: true,
+        live: false,
     };
     let error = Export::open(&spec, common()).unwrap_err();
     assert!(matches!(error, ExportError::ImmutableWritable(_)));

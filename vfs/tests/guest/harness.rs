@@ -52,6 +52,7 @@ pub(crate) fn export(tag: &str, path: &Path) -> VfsExport {
         guest_gid: GUEST.1,
         listener_fd: -1,
         immutable: false,
+        live: false,
     }
 }
 
@@ -59,6 +60,7 @@ pub(crate) fn immutable(tag: &str, path: &Path) -> VfsExport {
     VfsExport {
         read_only: true,
         immutable: true,
+        live: false,
         ..export(tag, path)
     }
 }

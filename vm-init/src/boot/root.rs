@@ -6,11 +6,11 @@
 //! all of them, and a full disk comes before out-of-memory.
 
 use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use iii_proto::SKELETON_PATH;
-use iii_proto::guest::{GuestSpec, Lower, Mount, MountSource, Upper};
+use iii_proto::guest::{GuestSpec, Lower, Mount, MountSource, Root, Upper};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, chroot, pivot_root};
@@ -70,7 +70,8 @@ pub fn assemble(spec: &GuestSpec) -> Result<Assembled, RootError> {
     // In here the kernel itself resolves what is mounted on: an absolute symlink of an image
     // (`/var/run → /run`) never leads out of it.
     chroot(NEW_ROOT).map_err(failed("enter the new root"))?;
-    mount_base()?;
+    mount_kernel()?;
+    mount_volatile(&spec.root)?;
     for (index, entry) in spec.mounts.iter().enumerate() {
         mount_entry(index, entry, &base, &mut disks)?;
     }
@@ -198,8 +199,8 @@ fn export(tag: &str, read_only: bool) -> Filesystem<'_> {
     }
 }
 
-/// The kernel's file systems and the volatile directories.
-fn mount_base() -> Result<(), RootError> {
+/// The kernel's file systems.
+fn mount_kernel() -> Result<(), RootError> {
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let no_device = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let terminals = "mode=0620,gid=5,ptmxmode=0666";
@@ -219,17 +220,6 @@ fn mount_base() -> Result<(), RootError> {
         };
         filesystem.mount_made(Path::new(target))?;
     }
-    for (name, target, mode) in [
-        ("shm", "/dev/shm", 0o1777),
-        ("tmp", "/tmp", 0o1777),
-        ("run", "/run", 0o755),
-    ] {
-        make_directory(Path::new(name), mode)?;
-        // mkdir(2) applies the umask.
-        std::fs::set_permissions(name, Permissions::from_mode(mode))
-            .map_err(|error| RootError::Prepare(PathBuf::from(name), error))?;
-        bind(name).mount_made(Path::new(target))?;
-    }
     for (target, link) in [
         ("/proc/self/fd", "/dev/fd"),
         ("/proc/self/fd/0", "/dev/stdin"),
@@ -243,6 +233,54 @@ fn mount_base() -> Result<(), RootError> {
         }
     }
     Ok(())
+}
+
+/// The directories that are fresh at every boot. Of an image, what it holds there is seen: entry
+/// points find in `/run` what they were built with, such as the directory of a socket.
+fn mount_volatile(spec: &Root) -> Result<(), RootError> {
+    for (name, target, mode) in [
+        ("shm", "/dev/shm", 0o1777),
+        ("tmp", "/tmp", 0o1777),
+        ("run", "/run", 0o755),
+    ] {
+        let is_images = name != "shm" && !spec.lowers.is_empty();
+        let lower = format!("lower0{target}");
+        match (is_images, &spec.upper) {
+            // The whole root is fresh.
+            (true, Upper::Tmpfs { .. }) => {}
+            // A link in its place is followed, and what it leads to is covered by the one below.
+            (true, Upper::Disk { .. }) if is_directory(&lower) => {
+                let changes = format!("{name}-changes");
+                let options = overlay_options(&lower, &changes)?;
+                alike(Path::new(&lower), Path::new(&format!("{changes}/upper")))?;
+                overlay(&options, MsFlags::MS_NODEV).mount_made(Path::new(target))?;
+            }
+            (true, Upper::Disk { .. }) | (false, _) => {
+                make_directory(Path::new(name), mode)?;
+                set_mode(Path::new(name), mode)?;
+                bind(name).mount_made(Path::new(target))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_directory(path: &str) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir())
+}
+
+/// Gives a directory the owner and the mode of another.
+fn alike(from: &Path, to: &Path) -> Result<(), RootError> {
+    let failed = |error| RootError::Prepare(to.to_owned(), error);
+    let found = std::fs::metadata(from).map_err(failed)?;
+    chown(to, Some(found.uid()), Some(found.gid())).map_err(failed)?;
+    set_mode(to, found.mode() & 0o7777)
+}
+
+/// mkdir(2) applies the umask.
+fn set_mode(path: &Path, mode: u32) -> Result<(), RootError> {
+    std::fs::set_permissions(path, Permissions::from_mode(mode))
+        .map_err(|error| RootError::Prepare(path.to_owned(), error))
 }
 
 /// Shows the directory `source` in another place, with its mount's flags.

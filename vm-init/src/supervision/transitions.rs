@@ -8,8 +8,7 @@ use iii_proto::ids::GuestPid;
 use iii_proto::restart::{Decision, Exit};
 
 use super::{
-    Action, CLEAR_TIME, Ended, Event, FLUSH_TIME, Life, Next, Purpose, SIGKILL, SIGTERM, State,
-    Supervision,
+    Action, CLEAR_TIME, Ended, Event, FLUSH_TIME, Life, Next, Purpose, SIGKILL, State, Supervision,
 };
 use crate::health::{Health, Tick};
 
@@ -472,7 +471,7 @@ impl Supervision {
         cancel_probe(&life, out);
         out.push(Action::SignalGroup {
             pid: life.pid,
-            signal: SIGTERM,
+            signal: self.stop_signal,
         });
         State::Stopping {
             life,

@@ -192,6 +192,17 @@ fn everything_stops_in_the_reverse_order_of_the_start() {
 }
 
 #[test]
+fn of_several_that_are_stopped_by_name_dependents_go_first() {
+    let ready = |on_whom| on(on_whom, Condition::Ready, false);
+    let mut d = Drive::up(&[("db", &[]), ("api", &[ready("db")]), ("other", &[])]);
+    let names = ["db", "api"].map(|name| WorkerName::new(name).unwrap());
+    assert_eq!(orders(&d.fleet.stop(&names, d.now)), ["stop api"]);
+    assert_eq!(d.ended("api"), ["stop db"]);
+    assert!(d.ended("db").is_empty());
+    assert_eq!(d.state("other"), WorkerState::Ready);
+}
+
+#[test]
 fn a_stop_without_grace_keeps_no_order_and_forgets_what_was_wished() {
     let ready = |on_whom| on(on_whom, Condition::Ready, true);
     let mut d = Drive::up(&[("db", &[]), ("api", &[ready("db")])]);
@@ -393,4 +404,45 @@ proptest! {
 
 fn orders_of_tick(d: &mut Drive) -> Vec<String> {
     orders(&d.fleet.tick(d.now))
+}
+
+#[test]
+fn redefined_dependencies_hold_at_the_next_start_and_make_no_circle() {
+    fn ready(worker: &str) -> Dependency {
+        on(worker, Condition::Ready, false)
+    }
+    let mut drive = Drive::up(&[("db", &[]), ("cache", &[]), ("api", &[ready("db")])]);
+    let api = name("api");
+    drive
+        .fleet
+        .redefine(&api, vec![ready("cache")], tracker())
+        .unwrap();
+    // What it depended on before is none of its concern any more.
+    assert_eq!(drive.fleet.may_remove(&name("db")), Ok(()));
+    assert_eq!(
+        drive.fleet.may_remove(&name("cache")),
+        Err(FleetError::RequiredBy(api.clone()))
+    );
+    drive.feed("cache", FleetInput::Stop { urgent: false });
+    assert_eq!(drive.feed("api", FleetInput::Restart), ["stop api"]);
+    assert_eq!(drive.ended("api"), Vec::<String>::new());
+    assert_eq!(drive.fleet.waits_for(&api), [name("cache")]);
+
+    let circle = |fleet: &mut Fleet, worker: &str, on: &str| {
+        fleet.redefine(&name(worker), vec![ready(on)], tracker())
+    };
+    for (worker, on) in [("cache", "api"), ("cache", "cache")] {
+        assert_eq!(
+            circle(&mut drive.fleet, worker, on),
+            Err(FleetError::Circle(name(on)))
+        );
+    }
+    assert_eq!(
+        circle(&mut drive.fleet, "db", "nobody"),
+        Err(FleetError::UnknownDependency(name("nobody")))
+    );
+    assert_eq!(
+        circle(&mut drive.fleet, "nobody", "db"),
+        Err(FleetError::Unknown)
+    );
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::testing::{Layer, layer};
 use ::tar::{EntryType, Header};
 use proptest::prelude::*;
 
@@ -21,51 +22,6 @@ impl Sink for InMemory {
         content.read_exact(&mut bytes).map_err(StoreError::Read)?;
         Ok(bytes)
     }
-}
-
-/// A layer under construction, in one line per entry.
-#[derive(Default)]
-struct Layer(Vec<u8>);
-
-impl Layer {
-    fn entry(mut self, path: &str, kind: EntryType, link: &str, content: &[u8]) -> Self {
-        let mut header = Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_size(content.len() as u64);
-        header.set_mode(0o755);
-        header.set_uid(999);
-        header.set_gid(7);
-        header.set_mtime(1);
-        // Bytes as they are: the crate's own setters refuse what is wanted here.
-        let fields = header.as_mut_bytes();
-        fields[..path.len()].copy_from_slice(path.as_bytes());
-        fields[157..157 + link.len()].copy_from_slice(link.as_bytes());
-        header.set_cksum();
-        self.0.extend(header.as_bytes());
-        self.0.extend(content);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-        self
-    }
-
-    fn dir(self, path: &str) -> Self {
-        self.entry(path, EntryType::Directory, "", b"")
-    }
-
-    fn file(self, path: &str, content: &str) -> Self {
-        self.entry(path, EntryType::Regular, "", content.as_bytes())
-    }
-
-    fn symlink(self, path: &str, target: &str) -> Self {
-        self.entry(path, EntryType::Symlink, target, b"")
-    }
-
-    fn link(self, path: &str, target: &str) -> Self {
-        self.entry(path, EntryType::Link, target, b"")
-    }
-}
-
-fn layer() -> Layer {
-    Layer::default()
 }
 
 fn merged(layers: &[Layer]) -> Result<Merge<Vec<u8>>, LayerError> {

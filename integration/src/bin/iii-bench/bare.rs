@@ -87,6 +87,7 @@ impl Bare {
             guest_gid: 0,
             listener_fd: -1,
             immutable: true,
+            live: false,
         };
         let launch = VfsLaunch::prepare("bare", vec![export]).map_err(|e| e.to_string())?;
         let mut server = ChildSpec::new(self.vfs.clone(), "bare/vfs");

@@ -12,9 +12,12 @@ mod peers;
 mod product;
 mod scale;
 mod scripted;
+mod scripted_guest;
 
 use std::process::ExitCode;
 use std::time::Duration;
+
+use scale::Network;
 
 /// Runs of each kind that are counted; one more of each warms the caches.
 const RUNS: usize = 11;
@@ -24,10 +27,15 @@ const PARTS: [&str; 4] = ["boot", "dev", "peers", "scale"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [first, boot] = &arguments[..]
+    if let [first, rest @ ..] = &arguments[..]
         && first == scripted::ARGUMENT
     {
-        return finish(scripted::run(boot));
+        return finish(scripted::run(rest));
+    }
+    if let [first, rest @ ..] = &arguments[..]
+        && first == scale::ARGUMENT
+    {
+        return finish(scale::run(rest));
     }
     let json = arguments.iter().any(|arg| arg == "--json");
     let named: Vec<&str> = arguments
@@ -208,14 +216,15 @@ fn supervisors(json: bool) -> Result<(), String> {
 
 /// The tree with a thousand workers.
 fn thousand(json: bool) -> Result<(), String> {
-    for (network, with) in [(true, "with a network each"), (false, "without a network")] {
+    for network in Network::ALL {
         let scale = scale::measure(network)?;
         if json {
             println!(
                 "{}",
                 serde_json::json!({
-                    "what": "scale", "workers": scale.workers, "network": network,
+                    "what": "scale", "workers": scale.workers, "network": network.to_string(),
                     "memory_kib_per_worker": scale.memory_kib,
+                    "memory_after_restart_kib_per_worker": scale.memory_after_restart_kib,
                     "threads_per_worker": scale.threads,
                     "idle_cpu_percent": scale.idle_cpu_percent,
                     "start_s": scale.start.as_secs_f64(),
@@ -225,11 +234,12 @@ fn thousand(json: bool) -> Result<(), String> {
             );
         } else {
             println!(
-                "{} workers {with}, scripted VMMs: {:.0} KiB and {:.2} threads per worker, idle \
-                 {:.2} % of a core; start of all {:.1} s, restart of all at once {:.1} s, {:.0} \
-                 events/s",
+                "{} workers {network}, scripted VMMs: {:.0} KiB ({:.0} after a restart of all) and \
+                 {:.2} threads per worker, idle {:.2} % of a core; start of all {:.1} s, restart \
+                 of all at once {:.1} s, {:.0} events/s",
                 scale.workers,
                 scale.memory_kib,
+                scale.memory_after_restart_kib,
                 scale.threads,
                 scale.idle_cpu_percent,
                 scale.start.as_secs_f64(),

@@ -202,6 +202,7 @@ fn vm_init(directory: &Path, child: &Path) -> Result<Contestant, String> {
             },
             limits: GuestLimits::default(),
             stop_grace_ms: 1000,
+            stop_signal: 15,
         },
         restart: at_once(),
         health: None,

@@ -1,7 +1,11 @@
 //! The tree's own weight: a thousand workers, with a scripted process in place of each VMM.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,20 +20,66 @@ use iii_proto::guest::{GuestUser, Root, Upper};
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::process::Spawner;
 use iii_vmm::vmm::Vmm;
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
 use crate::product::at_once;
 use crate::scripted::Scripted;
 
+/// The argument under which this program is one measurement: memory that an earlier one has freed
+/// would make the next one's workers look small.
+pub(crate) const ARGUMENT: &str = "--scale-of";
+
 const WORKERS: usize = 1000;
-/// How long the idle tree is watched.
-const IDLE: Duration = Duration::from_secs(20);
+/// Workers that are started at once.
+const BATCH: usize = 100;
+/// From the last worker's readiness to idleness.
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long the idle tree is watched: four heartbeats.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// What each worker has of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// Its guest has found the gateway and holds a connection to the host, as a worker does to its
+    /// engine.
+    Connected,
+    /// Its guest has found the gateway.
+    Greeted,
+    None,
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connected => "with a network and an idle connection each",
+            Self::Greeted => "with a network each",
+            Self::None => "without a network",
+        })
+    }
+}
+
+impl Network {
+    pub(crate) const ALL: [Self; 3] = [Self::Connected, Self::Greeted, Self::None];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Greeted => "greeted",
+            Self::None => "none",
+        }
+    }
+}
 
 /// What was found.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Scale {
     pub(crate) workers: usize,
     /// Resident memory per worker, KiB.
     pub(crate) memory_kib: f64,
+    /// The same once every VM was restarted and all is quiet again.
+    pub(crate) memory_after_restart_kib: f64,
     /// Threads per worker: that of its network loop, which is its only device of ours.
     pub(crate) threads: f64,
     /// Of one core, in percent, for all workers together.
@@ -58,27 +108,19 @@ fn own() -> Result<Own, String> {
             .and_then(|value| value.parse().ok())
             .ok_or_else(|| format!("no {name} in /proc/self/status"))
     };
-    let stat = fs::read_to_string("/proc/self/stat").map_err(|e| e.to_string())?;
-    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    // utime and stime, in ticks of 10 ms.
-    let ticks: u64 = fields
-        .split(' ')
-        .skip(11)
-        .take(2)
-        .filter_map(|ticks| ticks.parse::<u64>().ok())
-        .sum();
+    let cpu = clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_err(|e| e.to_string())?;
     Ok(Own {
         resident_kib: field("VmRSS:")?,
         threads: field("Threads:")?,
-        cpu: Duration::from_millis(ticks * 10),
+        cpu: cpu.into(),
     })
 }
 
-fn plan(name: &str, network: bool) -> WorkerPlan {
+fn plan(name: &str, network: Network, port: u16) -> WorkerPlan {
     let mut spec = WorkerSpec::new(worker_name(name), vec!["scripted".into()]);
     spec.allow_faults = true;
     spec.vm_restart = at_once();
-    if !network {
+    if network == Network::None {
         spec.network.mode = iii_actors::spec::NetworkMode::None;
     }
     WorkerPlan {
@@ -95,7 +137,11 @@ fn plan(name: &str, network: bool) -> WorkerPlan {
         disks: Vec::new(),
         user: GuestUser::Named("nobody".into()),
         cwd: "/".into(),
-        policy: Policy::default(),
+        stop_signal: 15,
+        policy: Policy {
+            host_ports: BTreeSet::from([port]),
+            ..Policy::default()
+        },
         listeners: Vec::new(),
     }
 }
@@ -118,19 +164,71 @@ async fn ready(events: &mut broadcast::Receiver<Event>, count: usize) -> Result<
     Ok(read)
 }
 
-/// Runs the workers and looks at this process.
-pub(crate) fn measure(network: bool) -> Result<Scale, String> {
+/// What the guests connect to: takes a word from each, gives it back, and holds the connection.
+fn host_service() -> Result<u16, String> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
+    let port = listener.local_addr().map_err(|e| e.to_string())?.port();
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for connection in listener.incoming() {
+            let Ok(mut connection) = connection else {
+                return;
+            };
+            let mut word = [0; 5];
+            // A guest that was not answered says so.
+            if connection.read_exact(&mut word).is_ok() && connection.write_all(&word).is_ok() {
+                held.push(connection);
+            }
+        }
+    });
+    Ok(port)
+}
+
+/// Measures in a process of its own.
+pub(crate) fn measure(network: Network) -> Result<Scale, String> {
+    let program = std::env::current_exe().map_err(|e| e.to_string())?;
+    let output = Command::new(program)
+        .args([ARGUMENT, network.name(), &WORKERS.to_string()])
+        .stderr(Stdio::inherit())
+        .output()
+        .map_err(|e| e.to_string())?;
+    if !output.status.success() {
+        return Err(format!(
+            "the measurement {network} failed: {}",
+            output.status
+        ));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())
+}
+
+/// That process: runs the workers and looks at itself.
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    let [name, workers] = arguments else {
+        return Err(format!("{arguments:?} are not a network and a number"));
+    };
+    let network = Network::ALL.into_iter().find(|n| n.name() == name);
+    let network = network.ok_or_else(|| format!("{name} is no network"))?;
+    let workers = workers.parse().map_err(|e| format!("{workers}: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| e.to_string())?;
-    runtime.block_on(run(network))
+    let scale = runtime.block_on(look(network, workers))?;
+    println!(
+        "{}",
+        serde_json::to_string(&scale).map_err(|e| e.to_string())?
+    );
+    Ok(())
 }
 
-async fn run(network: bool) -> Result<Scale, String> {
-    let text = |e: &dyn std::fmt::Display| e.to_string();
+async fn look(network: Network, workers: usize) -> Result<Scale, String> {
+    let text = |e: &dyn fmt::Display| e.to_string();
+    let port = host_service()?;
     let program = std::env::current_exe().map_err(|e| text(&e))?;
-    let vmm: Arc<dyn Vmm> = Arc::new(Scripted { program });
+    let vmm: Arc<dyn Vmm> = Arc::new(Scripted {
+        program,
+        connect: (network == Network::Connected).then_some(port),
+    });
     let bus = EventBus::new();
     let environment = Environment {
         vmm_info: vmm.check().map_err(|e| text(&e))?,
@@ -148,29 +246,29 @@ async fn run(network: bool) -> Result<Scale, String> {
     let mut events = bus.subscribe();
     // The first worker makes what all of them share.
     system
-        .add(plan("first", network), None, true)
+        .add(plan("first", network, port), None, true)
         .await
         .map_err(|e| text(&e))?;
     ready(&mut events, 1).await?;
     let before = own()?;
     let begin = Instant::now();
-    for n in 0..WORKERS {
-        let added = system.add(plan(&format!("w{n}"), network), None, true);
+    for n in 0..workers {
+        let added = system.add(plan(&format!("w{n}"), network, port), None, true);
         added.await.map_err(|e| text(&e))?;
         // Readers that are slow are told that they missed events; this one must miss none.
-        if n % 100 == 99 {
-            ready(&mut events, 100).await?;
+        if n % BATCH == BATCH - 1 {
+            ready(&mut events, BATCH).await?;
         }
     }
     let start = begin.elapsed();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(SETTLE).await;
     let quiet = own()?;
     tokio::time::sleep(IDLE).await;
     let after = own()?;
     let begin = Instant::now();
     let mut events = bus.subscribe();
-    let reading = tokio::spawn(async move { ready(&mut events, WORKERS).await });
-    for n in 0..WORKERS {
+    let reading = tokio::spawn(async move { ready(&mut events, workers).await });
+    for n in 0..workers {
         let name = worker_name(&format!("w{n}"));
         system
             .inject(name, Fault::KillVmm)
@@ -179,12 +277,15 @@ async fn run(network: bool) -> Result<Scale, String> {
     }
     let read = reading.await.map_err(|e| text(&e))??;
     let restart = begin.elapsed();
+    tokio::time::sleep(SETTLE).await;
+    let restarted = own()?;
     system.stop_all(true);
     system.idle().await;
-    let per_worker = |now: u64, then: u64| now.saturating_sub(then) as f64 / WORKERS as f64;
+    let per_worker = |now: u64, then: u64| now.saturating_sub(then) as f64 / workers as f64;
     Ok(Scale {
-        workers: WORKERS,
+        workers,
         memory_kib: per_worker(quiet.resident_kib, before.resident_kib),
+        memory_after_restart_kib: per_worker(restarted.resident_kib, before.resident_kib),
         threads: per_worker(quiet.threads, before.threads),
         idle_cpu_percent: (after.cpu - quiet.cpu).as_secs_f64() / IDLE.as_secs_f64() * 100.0,
         start,

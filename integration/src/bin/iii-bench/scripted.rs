@@ -9,18 +9,24 @@ use std::path::PathBuf;
 use iii_proto::codec::{FrameReader, Wire, encode_frame};
 use iii_proto::control::{GuestMessage, HostMessage, PowerOffReason};
 use iii_proto::ids::{BootId, GuestPid};
-use iii_proto::{CONTROL_PORT, LOG_PORT, PROTOCOL_VERSION};
+use iii_proto::{CONTROL_PORT, PROTOCOL_VERSION};
 use iii_vmm::host::Acceleration;
 use iii_vmm::process::{ChildSpec, Stdio};
 use iii_vmm::vmm::{Version, VmLaunch, Vmm, VmmError, VmmInfo};
 
+use crate::scripted_guest::Guest;
+
 /// The argument under which this program is such a process.
 pub(crate) const ARGUMENT: &str = "--scripted-vmm";
+/// Port 0 is no port.
+const NO_CONNECTION: u16 = 0;
 
 /// Launches such processes.
 #[derive(Debug)]
 pub(crate) struct Scripted {
     pub(crate) program: PathBuf,
+    /// A port of the host's to which each guest opens a connection.
+    pub(crate) connect: Option<u16>,
 }
 
 impl Vmm for Scripted {
@@ -44,20 +50,28 @@ impl Vmm for Scripted {
         for port in launch.ports {
             match port.name.as_str() {
                 CONTROL_PORT => spec.stdin = Stdio::Fd(port.fd),
-                LOG_PORT => spec.stdout = Stdio::Fd(port.fd),
                 _ => {
                     spec.inherit(port.fd);
                 }
             }
         }
+        if let Some(network) = launch.network {
+            spec.stdout = Stdio::Fd(network.fd);
+            spec.args
+                .push(self.connect.unwrap_or(NO_CONNECTION).to_string().into());
+        }
         Ok(spec)
     }
 }
 
-/// The process: boots at once, starts at once, answers heartbeats, stops when it is told to.
-pub(crate) fn run(boot: &str) -> Result<(), String> {
+/// The process: boots at once, speaks on its network if there is one, starts at once, answers
+/// heartbeats, stops when it is told to.
+pub(crate) fn run(arguments: &[String]) -> Result<(), String> {
+    let [boot, rest @ ..] = arguments else {
+        return Err("no boot is named".into());
+    };
     let text = |e: &dyn std::fmt::Display| e.to_string();
-    let boot_id = BootId::try_from(boot.to_owned()).map_err(|e| text(&e))?;
+    let boot_id = BootId::try_from(boot.clone()).map_err(|e| text(&e))?;
     let stdin = std::io::stdin();
     let control = stdin.as_fd().try_clone_to_owned().map_err(|e| text(&e))?;
     let mut control = UnixStream::from(control);
@@ -70,6 +84,17 @@ pub(crate) fn run(boot: &str) -> Result<(), String> {
             kernel: "scripted".into(),
         },
     )?;
+    // Held to the end: with it the connection.
+    let mut network = None;
+    if let [port] = rest {
+        let link = std::io::stdout().as_fd().try_clone_to_owned();
+        let guest = network.insert(Guest::new(link.map_err(|e| text(&e))?)?);
+        guest.greet()?;
+        match port.parse().map_err(|e| text(&e))? {
+            NO_CONNECTION => {}
+            port => guest.connect(port)?,
+        }
+    }
     say(&mut control, &GuestMessage::Started { pid, restarts: 0 })?;
     say(&mut control, &GuestMessage::Ready { pid })?;
     let mut frames = FrameReader::new();

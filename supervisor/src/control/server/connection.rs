@@ -1,10 +1,12 @@
 //! One client: greeting, request, answer.
 
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use iii_actors::RequestError;
 use iii_proto::ids::WorkerName;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -113,10 +115,12 @@ async fn converse(stream: UnixStream, shared: &Shared) -> Result<Option<Parked>,
         let message = "failed to speak to the supervisor: it belongs to another user";
         let refusal = Refusal::new(RefusalKind::NotAllowed, message);
         answer.refuse(refusal).await?;
+        end_of_reading(read.as_ref());
         return Ok(None);
     }
     let Ok(_place) = Arc::clone(&shared.clients).try_acquire_owned() else {
         answer.refuse(busy()).await?;
+        end_of_reading(read.as_ref());
         return Ok(None);
     };
     answer.flush_soon().await?;
@@ -144,6 +148,17 @@ async fn converse(stream: UnixStream, shared: &Shared) -> Result<Option<Parked>,
     }
     answer.flush_soon().await?;
     Ok(ended.then_some(Parked(answer.out)))
+}
+
+/// Takes no more from a client, so that a request which nobody has read does not reset the connection
+/// and with it the answer.
+fn end_of_reading(stream: &UnixStream) {
+    if let Err(error) = shutdown(stream.as_raw_fd(), Shutdown::Read) {
+        tracing::debug!(%error, "a client was not told that nobody reads");
+    }
+    let mut unread = [0; 4096];
+    // Not more than the socket's buffer holds: nothing comes any more.
+    while matches!(nix::unistd::read(stream, &mut unread), Ok(1..)) {}
 }
 
 fn busy() -> Refusal {
@@ -230,10 +245,20 @@ async fn handle(
             drop(place);
             Ok(Ok(End::Done))
         }
+        Request::Attach(wanted) => {
+            let place = match place(shared, true) {
+                Ok(place) => place,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let done = stream::attach(wanted, reader, answer, shared).await;
+            drop(place);
+            done
+        }
         Request::Start(wanted) => requests::start(wanted, reader, answer, shared).await,
         Request::Stop(wanted) => requests::stop(wanted, reader, answer, shared).await,
         Request::Restart(wanted) => requests::restart(wanted, reader, answer, shared).await,
         Request::Shutdown(wanted) => requests::shutdown(wanted, reader, answer, shared).await,
+        Request::Reload(wanted) => requests::reload(wanted, reader, answer, shared).await,
         Request::Exec(call) => {
             let place = match place(shared, true) {
                 Ok(place) => place,

@@ -12,7 +12,6 @@ mod exec;
 mod requests;
 mod stream;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +20,9 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::protocol::{Greeting, PROTOCOL};
 use super::socket::ControlSocket;
+use crate::gate::Gate;
 use crate::output::words::now_unix_ms;
+use crate::reload::Reloader;
 use crate::{Shutdown, Supervisor};
 use connection::Parked;
 
@@ -58,6 +59,8 @@ pub struct Requests {
 #[derive(Debug)]
 pub(super) struct Shared {
     supervisor: Arc<Supervisor>,
+    gate: Arc<Gate>,
+    reloader: Arc<Reloader>,
     greeting: Greeting,
     clients: Arc<Semaphore>,
     followers: Arc<Semaphore>,
@@ -83,11 +86,12 @@ pub struct LastClients {
 }
 
 impl ControlServer {
-    /// Answers for this supervisor, which runs `file`.
-    pub fn start(
+    /// Answers for this supervisor.
+    pub(crate) fn start(
         socket: ControlSocket,
         supervisor: Arc<Supervisor>,
-        file: PathBuf,
+        gate: Arc<Gate>,
+        reloader: Arc<Reloader>,
     ) -> (Self, Requests) {
         let (order, orders) = mpsc::channel(ORDERS);
         let touched = Arc::new(Notify::new());
@@ -98,10 +102,12 @@ impl ControlServer {
                 protocol: PROTOCOL,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 pid: std::process::id(),
-                file,
+                file: reloader.file().to_owned(),
                 started_unix_ms: now_unix_ms(),
             },
             supervisor,
+            gate,
+            reloader,
             clients: Arc::new(Semaphore::new(MAX_CLIENTS)),
             followers: Arc::new(Semaphore::new(MAX_FOLLOWERS)),
             ended: watch_end,

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use iii_actors::{RequestError, Scope, WorkerStatus};
+use iii_actors::{RequestError, WorkerStatus};
 use iii_proto::ids::WorkerName;
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc;
@@ -14,9 +14,10 @@ use super::stream::end_of;
 use super::{Order, Shared, until};
 use crate::control::line::LineReader;
 use crate::control::protocol::{
-    Refusal, RefusalKind, Reply, RestartRequest, RestartScope, ShutdownRequest, StartRequest,
-    StopRequest, WorkerInfo,
+    Refusal, RefusalKind, ReloadRequest, Reloaded, Reply, RestartRequest, RestartScope,
+    ShutdownRequest, StartRequest, StopRequest, WorkerInfo,
 };
+use crate::reload::ReloadError;
 use crate::{Shutdown, Worker};
 
 type Reader = LineReader<OwnedReadHalf>;
@@ -32,10 +33,14 @@ pub(super) async fn start(
         Ok(workers) => workers,
         Err(refusal) => return Ok(Err(refusal)),
     };
+    let Some(entered) = shared.gate.enter().await else {
+        return Ok(Err(refusal(&RequestError::Ended)));
+    };
     let workers = match start_all(workers, shared).await {
         Ok(workers) => workers,
         Err(error) => return Ok(Err(refusal(&error))),
     };
+    drop(entered);
     shared.touched.notify_one();
     let wait = wanted.wait;
     let results = each(workers, move |worker| async move {
@@ -84,6 +89,10 @@ pub(super) async fn stop(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let how = how(wanted.within_ms);
+    if how != Shutdown::Now {
+        let names = workers.iter().map(|worker| worker.name().clone());
+        shared.supervisor.stop(names.collect());
+    }
     let results = each(workers, move |worker| async move { worker.stop(how).await });
     tell(results, reader, answer, shared).await
 }
@@ -100,32 +109,47 @@ pub(super) async fn restart(
         Ok(workers) => workers,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    // Either all of them or none: a part of what does not run cannot be restarted.
-    if wanted.scope != RestartScope::All {
-        for worker in &workers {
-            let status = match worker.status().await {
-                Ok(status) => status,
-                Err(error) => return Ok(Err(refusal(&error))),
-            };
-            if !status.state.holds_resources() {
-                return Ok(Err(refusal(&RequestError::NotRunning {
-                    worker: status.name,
-                    state: status.state,
-                })));
-            }
-        }
-    }
-    let (scope, wait) = (Scope::from(wanted.scope), wanted.wait);
-    let results = each(workers, move |worker| async move {
+    let Some(entered) = shared.gate.enter().await else {
+        return Ok(Err(refusal(&RequestError::Ended)));
+    };
+    let started = match restart_all(&workers, wanted.scope).await {
+        Ok(started) => started,
+        Err(error) => return Ok(Err(refusal(&error))),
+    };
+    drop(entered);
+    shared.touched.notify_one();
+    let wait = wanted.wait;
+    let results = each(started, move |(worker, starts)| async move {
         if wait {
-            worker.restart_until_ready(scope).await
+            worker.ready_after(starts).await
         } else {
-            worker.restart(scope).await?;
             worker.status().await
         }
     });
-    shared.touched.notify_one();
     tell(results, reader, answer, shared).await
+}
+
+/// Restarts all of them, or none: a part of what does not run cannot be restarted. Returns each with
+/// the starts of its workload before.
+async fn restart_all(
+    workers: &[Worker],
+    scope: RestartScope,
+) -> Result<Vec<(Worker, u64)>, RequestError> {
+    let mut started = Vec::new();
+    for worker in workers {
+        let status = worker.status().await?;
+        if scope != RestartScope::All && !status.state.holds_resources() {
+            return Err(RequestError::NotRunning {
+                worker: status.name,
+                state: status.state,
+            });
+        }
+        started.push((worker.clone(), status.workload_starts));
+    }
+    for worker in workers {
+        worker.restart(scope.into()).await?;
+    }
+    Ok(started)
 }
 
 /// Ends the run; each worker is told once nothing of it runs, and then the run's exit code.
@@ -156,6 +180,41 @@ pub(super) async fn shutdown(
     Ok(Ok(End::Ended(code.unwrap_or_default())))
 }
 
+/// Reads the workers file again.
+pub(super) async fn reload(
+    wanted: ReloadRequest,
+    reader: Reader,
+    answer: &mut Answer,
+    shared: &Shared,
+) -> Result<Done, Broken> {
+    let changes = tokio::select! {
+        changes = shared.reloader.reload(wanted.names) => changes,
+        gone = end_of(reader) => return Err(gone.into()),
+    };
+    shared.touched.notify_one();
+    let changes = match changes {
+        Ok(changes) => changes,
+        Err(error) => {
+            let kind = match &error {
+                ReloadError::Faults(_) => RefusalKind::Faults,
+                ReloadError::Add(_)
+                | ReloadError::Replace(_)
+                | ReloadError::Request(_)
+                | ReloadError::Read(_) => RefusalKind::Failed,
+                ReloadError::Ended => RefusalKind::Ended,
+            };
+            return Ok(Err(Refusal::new(kind, error)));
+        }
+    };
+    answer.put(&Reply::Reloaded(Reloaded {
+        started: changes.started,
+        restarted: changes.restarted,
+        removed: changes.removed,
+        unchanged: changes.unchanged,
+    }))?;
+    Ok(Ok(End::Done))
+}
+
 fn how(within_ms: Option<u64>) -> Shutdown {
     match within_ms.map(Duration::from_millis) {
         None => Shutdown::Graceful,
@@ -182,7 +241,7 @@ async fn select(names: &[WorkerName], shared: &Shared) -> Result<Vec<Worker>, Re
 type Outcome = Result<WorkerStatus, RequestError>;
 
 /// Does something with each of them, all at once. It goes on when nobody waits for it any more.
-fn each<F>(workers: Vec<Worker>, what: impl Fn(Worker) -> F) -> mpsc::UnboundedReceiver<Outcome>
+fn each<T, F>(workers: Vec<T>, what: impl Fn(T) -> F) -> mpsc::UnboundedReceiver<Outcome>
 where
     F: Future<Output = Outcome> + Send + 'static,
 {

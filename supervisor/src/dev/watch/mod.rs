@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use notify::event::{EventKind, ModifyKind};
+use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{Config, ErrorKind, Event, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 
@@ -51,6 +51,9 @@ pub(crate) enum WatchError {
 pub(crate) struct Changes {
     /// Absolute paths of files, and of directories that are new or gone.
     pub(crate) paths: BTreeSet<PathBuf>,
+    /// Those of them that another file was given the name of: who watches the file that was there
+    /// before sees nothing of it.
+    pub(crate) replaced: BTreeSet<PathBuf>,
     /// There were more than could be kept, or the kernel has dropped some.
     pub(crate) more: bool,
 }
@@ -121,6 +124,7 @@ impl Watch {
     fn sift(&mut self, changes: Changes) -> Result<Changes, WatchError> {
         let mut counted = Changes {
             paths: BTreeSet::new(),
+            replaced: changes.replaced,
             more: changes.more,
         };
         if changes.more || changes.paths.iter().any(|path| Rules::is_rule(path)) {
@@ -144,6 +148,7 @@ impl Watch {
             }
             counted.paths.insert(path);
         }
+        counted.replaced.retain(|path| counted.paths.contains(path));
         Ok(counted)
     }
 
@@ -238,6 +243,13 @@ impl Inbox {
         {
             let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
             changes.more |= event.need_rescan();
+            if let EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both)) =
+                event.kind
+                && let Some(path) = event.paths.last()
+                && changes.replaced.len() < MOST_PATHS
+            {
+                changes.replaced.insert(path.clone());
+            }
             for path in event.paths {
                 if changes.paths.len() < MOST_PATHS {
                     changes.paths.insert(path);
@@ -310,7 +322,12 @@ mod tests {
         let path = |name: &str| scene.root.join(name);
         fs::write(path("src/a.js.tmp"), "y").unwrap();
         fs::rename(path("src/a.js.tmp"), path("src/a.js")).unwrap();
-        assert_eq!(scene.until("src/a.js").await, ["src/a.js"]);
+        let changes = scene.watch.next().await.unwrap();
+        let expected = BTreeSet::from([scene.root.join("src/a.js")]);
+        assert_eq!(
+            (changes.paths, changes.replaced),
+            (expected.clone(), expected)
+        );
         fs::remove_file(scene.root.join("src/a.js")).unwrap();
         assert_eq!(scene.until("src/a.js").await, ["src/a.js"]);
     }
