@@ -87,7 +87,7 @@ impl Traced {
     }
 
     /// Goes on to the next stop; `None`: it has ended, with this exit code.
-    pub fn next(&mut self) -> Result<Stop, i32> {
+    pub fn next_stop(&mut self) -> Result<Stop, i32> {
         let mut signal: Option<Signal> = None;
         loop {
             ptrace::syscall(self.pid, signal.take()).unwrap();
@@ -111,7 +111,7 @@ impl Traced {
     /// Goes on until it is about to make this system call.
     pub fn until(&mut self, call: i64) {
         loop {
-            match self.next() {
+            match self.next_stop() {
                 Ok(stop) if stop == Stop::Before(call as u64) => return,
                 Ok(_) => {}
                 Err(code) => panic!("it ended with {code} before system call {call}"),
@@ -122,7 +122,7 @@ impl Traced {
     /// Goes on to its end; its exit code.
     pub fn finish(mut self) -> i32 {
         loop {
-            if let Err(code) = self.next() {
+            if let Err(code) = self.next_stop() {
                 return code;
             }
         }

@@ -139,7 +139,7 @@ fn killed_at_any_system_call_it_leaves_the_old_file_or_the_new() {
         let project = Project::new(OLD);
         let mut process = Traced::start(&project.command(&words));
         process.until(FIRST);
-        let ended = (0..kills).find_map(|_| process.next().err());
+        let ended = (0..kills).find_map(|_| process.next_stop().err());
         if let Some(code) = ended {
             assert_eq!(code, 0);
             break;
@@ -197,7 +197,7 @@ fn a_stop_between_two_calls_makes_the_others_wait() {
     let project = Project::new("workers:\n  a: {command: x}\n");
     let mut process = Traced::start(&project.command(&["add", "b", "--command", "y"]));
     process.until(nix::libc::SYS_fsync);
-    assert_ne!(process.next(), Ok(Stop::Before(0)));
+    assert_ne!(process.next_stop(), Ok(Stop::Before(0)));
     let second = project
         .command(&["add", "c", "--command", "z"])
         .spawn()
