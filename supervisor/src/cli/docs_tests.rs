@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory as _, Parser as _};
 
 use super::arguments::Arguments;
@@ -97,8 +98,19 @@ fn fault(words: &[String]) -> Option<String> {
     match Arguments::try_parse_from(line) {
         Ok(_) => None,
         Err(error) if error.exit_code() == 0 => None,
+        // A command that is named, not given.
+        Err(error)
+            if error.kind() == ErrorKind::MissingRequiredArgument
+                && words.iter().all(|word| is_bare(word)) =>
+        {
+            None
+        }
         Err(error) => Some(error.to_string()),
     }
+}
+
+fn is_bare(word: &str) -> bool {
+    word.chars().all(|c| c.is_ascii_lowercase())
 }
 
 #[test]
@@ -134,7 +146,8 @@ fn every_example_of_a_help_text_is_a_command_line_and_every_command_has_one() {
         let help = help.unwrap_or_default();
         let lines = help.lines().filter(|line| line.starts_with("  "));
         let examples: Vec<Vec<String>> = lines
-            .filter_map(|line| arguments(line.trim_start()))
+            // What it does stands behind it.
+            .filter_map(|line| arguments(line.trim_start().split("   ").next()?))
             .collect();
         if examples.is_empty() {
             faults.push(format!("{}: no example", command.get_name()));

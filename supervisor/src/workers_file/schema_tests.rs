@@ -149,7 +149,11 @@ fn described(schema: &Json, found: &mut BTreeSet<BTreeSet<String>>) {
         found.insert(properties.keys().cloned().collect());
     }
     match schema {
-        Json::Object(object) => object.values().for_each(|value| described(value, found)),
+        // What a key demands of the others describes no map.
+        Json::Object(object) => object
+            .iter()
+            .filter(|(key, _)| *key != "dependentSchemas")
+            .for_each(|(_, value)| described(value, found)),
         Json::Array(items) => items.iter().for_each(|item| described(item, found)),
         Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => {}
     }
