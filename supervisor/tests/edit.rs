@@ -136,7 +136,7 @@ fn every_option_arrives_where_the_file_has_it() {
     fs::write(project.directory().join("s.env"), "TOKEN=x\n").unwrap();
     let words = "add api --command node --cwd /srv --env A=1 --env B=${LEVEL}-${LEVEL:-x} \
         --env-file s.env --port 8080:80 -p 9000 --mount ./data:/data:ro --cpus 2 --memory 300MiB \
-        --pids 100 --open-files 1024 --disk 64MiB --persist 1GiB --restart always --health http:80/health \
+        --pids 100 --open-files 1024 --persist 1GiB --restart always --health http:80/health \
         --depends-on stock:started --depends-on web --network engine --allow 10.0.0.0/8:5432 \
         --host-port 5432 --user 1000:100 --stop-grace 3s";
     let words: Vec<&str> = words.split_whitespace().collect();
@@ -158,12 +158,7 @@ fn every_option_arrives_where_the_file_has_it() {
     env_file: s.env
     ports: [\"8080:80\", \"9000\"]
     mounts: [\"./data:/data:ro\"]
-    resources:
-      cpus: 2
-      memory: 300MiB
-      pids: 100
-      open_files: 1024
-      disk: 64MiB
+    resources: {cpus: 2, memory: 300MiB, pids: 100, open_files: 1024}
     restart: always
     health: {http: 80/health}
     depends_on: {stock: started, web: ready}
@@ -179,6 +174,21 @@ fn every_option_arrives_where_the_file_has_it() {
     assert_eq!(api["env"]["B"], "info-info");
     assert_eq!(api["resources"]["cpus"], 2);
     assert_eq!(api["depends_on"]["web"]["condition"], "ready");
+    // An image may have a command of its own.
+    project.done(&[
+        "add",
+        "api",
+        "--replace",
+        "--image",
+        "debian:12-slim",
+        "--disk",
+        "64MiB",
+    ]);
+    let added = project.text().strip_prefix(SHOP).unwrap().to_owned();
+    assert_eq!(
+        added,
+        "\n  api:\n    image: \"debian:12-slim\"\n    resources: {disk: 64MiB}\n"
+    );
     // In its place again, and out.
     let said = project.done(&[
         "add",

@@ -21,6 +21,9 @@ pub(in crate::cli) struct AddArguments {
     /// What runs in the VM, word by word
     #[arg(last = true, value_name = "COMMAND")]
     words: Vec<String>,
+    /// The image that is its root, as debian:12-slim; without, the host's own toolchain
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     /// Project directory, at /app in the guest
     #[arg(long, value_name = "DIRECTORY")]
     path: Option<String>,
@@ -188,6 +191,10 @@ fn refused(arguments: &AddArguments, worker: &Draft, error: &EditError) -> Refus
 fn draft(arguments: &AddArguments) -> Result<Draft, Refusal> {
     let places = Places::of(&arguments.edit.file)?;
     let mut keys = Keys::default();
+    keys.text("image", arguments.image.clone());
+    let mut root = Keys::default();
+    root.setting("persist", arguments.persist.as_deref());
+    keys.put("root", root.map());
     keys.text(
         "path",
         arguments.path.as_ref().map(|path| places.host(path)),
