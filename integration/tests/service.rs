@@ -127,7 +127,7 @@ workers:
 
     let mut second = run_with(home.path(), &file, &[], &[]);
     let pid = first.child.id().to_string();
-    let refused = second.line("state directory");
+    let refused = second.line("already, process");
     assert!(refused.contains(&pid), "{refused}");
     assert_eq!(second.wait().code(), Some(2));
 

@@ -101,7 +101,9 @@ impl Client {
         let stream = match socket::connect(directory).await {
             Ok(stream) => stream,
             Err(error) => match error.kind() {
-                ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+                // Where a part of the path is a file, nobody has ever run; a command that makes
+                // the directory says what stands in its way.
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused | ErrorKind::NotADirectory => {
                     return Err(ClientError::NotRunning);
                 }
                 // The queue of clients that wait to be accepted is full.
