@@ -11,6 +11,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("iii-firmware", &["iii-proto"]),
     ("iii-image", &["iii-proto"]),
     ("iii-vmm", &["iii-proto"]),
+    // A program, which nobody links.
+    ("iii-krun", &["iii-proto"]),
     ("vm-init", &["iii-proto"]),
     (
         "iii-actors",

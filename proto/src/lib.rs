@@ -4,7 +4,8 @@
 //! * [`control`]: messages on the control port; [`log`]: frames on the log port; [`exec`]: sessions
 //!   on the exec port, and their flow control;
 //! * [`vfs`]: what the supervisor and the helper `iii-vfs` say to each other;
-//! * [`shim`]: what the supervisor and the helper `iii-shim` say to each other;
+//! * [`shim`]: what the supervisor and the helper `iii-shim` say to each other; [`krun`]: what the
+//!   launcher `iii-krun` is told;
 //! * [`codec`]: the only place that knows the wire format (bincode behind a length prefix);
 //! * [`restart`]: the restart policy and its tracker, used by vm-init for the workload, by the
 //!   supervisor for the VM and by the supervision tree for actors.
@@ -21,6 +22,7 @@ pub mod control;
 pub mod exec;
 pub mod guest;
 pub mod ids;
+pub mod krun;
 pub mod log;
 pub mod restart;
 pub mod shim;
