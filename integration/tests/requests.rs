@@ -3,7 +3,6 @@
 // In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
-
 use iii_integration::program::{Run, descendants, is_alive};
 use iii_integration::project::Project;
 use nix::sys::signal::Signal;
