@@ -174,7 +174,7 @@ mod tests {
             let at = cut % bytes.len();
             bytes[at] ^= flip;
             match decode_spec::<KrunLaunch>(&bytes) {
-                Ok(decoded) => prop_assert_eq!(encode_spec(&decoded).unwrap(), bytes),
+                Ok(decoded) => prop_assert_eq!(&encode_spec(&decoded).unwrap(), &bytes),
                 Err(error) => prop_assert!(!error.to_string().is_empty()),
             }
             if cut < bytes.len() {
