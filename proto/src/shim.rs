@@ -36,6 +36,55 @@ pub struct ShimRequest {
     pub namespaces: Vec<Namespace>,
     /// A user namespace may be made to get them.
     pub allow_user_namespace: bool,
+    /// What the program is held to; `None` leaves it what its user may do.
+    pub confinement: Option<Confinement>,
+}
+
+/// All that a confined program can reach besides its descriptors. Paths are absolute; what is not
+/// there is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Confinement {
+    /// Files, and directories with all below them, that it may read.
+    pub read: Vec<Vec<u8>>,
+    /// Devices that it may read, write and control.
+    pub devices: Vec<Vec<u8>>,
+    /// Programs that it may execute; its own and that one's interpreter among them.
+    pub execute: Vec<Vec<u8>>,
+}
+
+/// What became of one layer of a confinement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layer {
+    /// In force.
+    Applied,
+    /// In force as far as this kernel knows it.
+    Partial,
+    /// The kernel refused it with this errno; the program runs without.
+    Refused(i32),
+}
+
+/// What became of a confinement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Layers {
+    /// A root directory of its own that holds what it may reach and nothing else.
+    pub root: Layer,
+    /// Landlock: files, TCP, signals and abstract sockets.
+    pub landlock: Layer,
+    /// The filter of system calls.
+    pub system_calls: Layer,
+}
+
+impl Layers {
+    /// Each layer with its name.
+    pub fn named(&self) -> [(&'static str, Layer); 3] {
+        [
+            ("private root", self.root),
+            ("Landlock", self.landlock),
+            ("system call filter", self.system_calls),
+        ]
+    }
 }
 
 /// A kind of Linux namespace that a child can have for itself (namespaces(7)).
@@ -62,6 +111,8 @@ pub struct Isolation {
     /// The errno with which the kernel refused the namespaces, or, if there are some, the mapping of
     /// the user into them.
     pub refused: Option<i32>,
+    /// What became of the confinement; `None` if none was wanted.
+    pub layers: Option<Layers>,
 }
 
 /// From the shim to the supervisor.
@@ -89,6 +140,21 @@ pub enum ShimReport {
     },
 }
 
+/// From the process that is about to become the program to the one that reaps for it. No
+/// [`Self::Failed`] before the pipe closes: the program is executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ProgramReport {
+    /// What became of the confinement.
+    Confined(Layers),
+    /// The program could not be executed.
+    Failed {
+        /// What was being done.
+        stage: ShimStage,
+        /// Why not.
+        errno: i32,
+    },
+}
+
 /// How a program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum ShimExit {
@@ -113,6 +179,8 @@ pub enum ShimStage {
     Limits,
     /// Changing to the working directory.
     WorkingDirectory,
+    /// Giving up capabilities.
+    Capabilities,
     /// Executing the program.
     Execute,
 }
@@ -126,6 +194,7 @@ impl std::fmt::Display for ShimStage {
             Self::Descriptors => "hand the descriptors to",
             Self::Limits => "set the limits of",
             Self::WorkingDirectory => "enter the working directory of",
+            Self::Capabilities => "take the capabilities from",
             Self::Execute => "execute",
         })
     }
@@ -143,7 +212,7 @@ mod tests {
             errno: 2,
         };
         let bytes = encode_spec(&report).unwrap();
-        assert_eq!(bytes, [1, 0, 0, 0, 6, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(bytes, [1, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0, 0]);
         assert_eq!(decode_spec::<ShimReport>(&bytes).unwrap(), report);
     }
 
@@ -160,6 +229,11 @@ mod tests {
             nice: Some(-5),
             namespaces: vec![Namespace::Pid],
             allow_user_namespace: true,
+            confinement: Some(Confinement {
+                read: vec![b"/usr/lib".to_vec(), b"/\xfe".to_vec()],
+                devices: vec![b"/dev/null".to_vec()],
+                execute: vec![b"/\xff".to_vec()],
+            }),
         };
         let bytes = encode_spec(&request).unwrap();
         assert_eq!(decode_spec::<ShimRequest>(&bytes).unwrap(), request);

@@ -2,6 +2,7 @@
 
 mod boot;
 mod checks;
+mod confinement;
 mod limits;
 mod render;
 

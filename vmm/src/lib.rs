@@ -4,6 +4,7 @@
 //!   the handles of its children; each child runs below the helper binary `iii-shim`
 //!   (`src/bin/iii-shim`), which keeps it from outliving us;
 //! * [`helpers`]: finds helper binaries and checks that they are of this build;
+//! * [`confinement`]: what a VMM's process is held to;
 //! * [`vmm`]: the trait [`Vmm`](vmm::Vmm) and what a launch is made of; [`qemu`]: its
 //!   implementation; [`host`]: what kind of virtualisation this host has; [`tsc`]: the frequency
 //!   of its time-stamp counter.
@@ -12,6 +13,7 @@
 //! decides *whether* a VM runs; an asynchronous runtime; reading what a guest sends.
 #![deny(unsafe_code)]
 
+pub mod confinement;
 pub mod helpers;
 pub mod host;
 pub mod process;

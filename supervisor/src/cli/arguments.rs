@@ -39,6 +39,7 @@ Environment:
   III_LIBKRUNFW_PATH  the libkrunfw that holds the guest's kernel
   III_INIT_PATH       the guest's init program
   III_HELPER_DIR      where iii-shim and iii-vfs are
+  III_CONFINEMENT     off: a VMM may do what its user may (for a host where it does not start)
   III_HOME            the cache, instead of ~/.iii
   III_URL             where workers find the iii engine, unless --engine or the file says it
   III_LOG             what to log to stderr, as debug or iii_net=trace

@@ -9,7 +9,7 @@ use iii_vmm::host::{Acceleration, HostFacts, virtualisation};
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::vmm::Vmm as _;
 
-use super::{Check, limits};
+use super::{Check, confinement, limits};
 
 /// Binaries that a worker's processes are started from.
 const HELPERS: [&str; 2] = ["iii-shim", "iii-vfs"];
@@ -38,6 +38,7 @@ pub(super) fn all() -> Vec<Check> {
         )),
     }
     checks.extend(HELPERS.map(helper));
+    checks.push(confinement::check());
     checks.push(usr_merge(|name| {
         fs::symlink_metadata(Path::new("/").join(name)).is_ok_and(|meta| meta.is_symlink())
     }));

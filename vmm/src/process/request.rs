@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use iii_proto::codec::encode_spec;
-use iii_proto::shim::{MAX_DESCRIPTORS, ShimRequest};
+use iii_proto::shim::{Confinement, MAX_DESCRIPTORS, ShimRequest};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use super::error::SpawnError;
@@ -70,6 +70,7 @@ impl Prepared {
             nice: spec.nice,
             namespaces: spec.namespaces,
             allow_user_namespace: spec.allow_user_namespace,
+            confinement: spec.confinement,
         };
         let encoded = encode_spec(&request).map_err(|source| SpawnError::Encode {
             label: spec.label.clone(),
@@ -126,6 +127,17 @@ fn check(spec: &ChildSpec) -> Result<(), String> {
     };
     absolute("program", &spec.program)?;
     absolute("working directory", &spec.cwd)?;
+
+    if let Some(Confinement {
+        read,
+        devices,
+        execute,
+    }) = &spec.confinement
+    {
+        for path in read.iter().chain(devices).chain(execute) {
+            absolute("reachable file", Path::new(OsStr::from_bytes(path)))?;
+        }
+    }
 
     let texts = [
         spec.program.as_os_str(),

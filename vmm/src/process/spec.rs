@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
 
-use iii_proto::shim::Namespace;
+use iii_proto::shim::{Confinement, Namespace};
 
 /// Where one of a child's standard streams goes.
 #[derive(Debug, Default)]
@@ -68,6 +68,9 @@ pub struct ChildSpec {
     /// In it only the child's own user and group have numbers, all others look like `nobody`: not
     /// for a process that reports the owners of files.
     pub allow_user_namespace: bool,
+    /// What the child is held to; nothing by default. What the kernel refuses of it, the child runs
+    /// without, and the handle's [`isolation`](super::ChildHandle::isolation) says so.
+    pub confinement: Option<Confinement>,
     /// For logs: the worker and what the process does for it, such as `api/qemu`.
     pub label: String,
 }
@@ -88,6 +91,7 @@ impl ChildSpec {
             nice: None,
             namespaces: vec![Namespace::Pid],
             allow_user_namespace: false,
+            confinement: None,
             label: label.into(),
         }
     }

@@ -10,6 +10,7 @@ mod version;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use crate::confinement;
 use crate::host::Acceleration;
 use crate::process::{ChildSpec, Namespace};
 use crate::tsc;
@@ -17,6 +18,9 @@ use crate::vmm::{VmLaunch, Vmm, VmmError, VmmInfo};
 
 use arguments::{Accelerator, Console, Disk, Export, Machine, Network, Port};
 use version::Program;
+
+/// The device by which KVM is used.
+const KVM: &str = "/dev/kvm";
 
 /// Short name of this VMM.
 const NAME: &str = "qemu";
@@ -87,10 +91,22 @@ fn command(
     accelerator: Accelerator,
     launch: VmLaunch,
 ) -> Result<ChildSpec, VmmError> {
-    let mut spec = ChildSpec::new(program, format!("{}/{NAME}", launch.worker));
+    // QEMU looks for its data beside itself, wherever a link to it stands.
+    let program = program.canonicalize().unwrap_or(program);
+    // In its private root a link to the kernel would lead nowhere.
+    let kernel = launch.kernel.canonicalize().unwrap_or(launch.kernel);
+    let mut spec = ChildSpec::new(&program, format!("{}/{NAME}", launch.worker));
     // Its network is a descriptor; neither does it need System V shared memory.
     spec.namespaces = vec![Namespace::Pid, Namespace::Ipc];
     spec.allow_user_namespace = true;
+    if confinement::is_wanted() {
+        let devices: &[&str] = match accelerator {
+            Accelerator::Kvm => &[KVM],
+            Accelerator::Tcg { .. } => &[],
+        };
+        let files = [kernel.clone()];
+        confinement::confine(&mut spec, &files, devices);
+    }
     let console = if is_socket(&launch.console) {
         Console::Socket(spec.inherit(launch.console))
     } else {
@@ -100,7 +116,7 @@ fn command(
         accelerator,
         cpus: launch.cpus,
         memory_mib: launch.memory_mib,
-        kernel: launch.kernel,
+        kernel,
         initrd: spec.inherit(launch.initrd),
         console,
         ports: launch

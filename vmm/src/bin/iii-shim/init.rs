@@ -78,7 +78,7 @@ fn serve(init: Init<'_>) -> Result<(), Failure> {
     let Init {
         socket,
         request,
-        isolation,
+        mut isolation,
         signals,
         status,
         lifeline,
@@ -110,13 +110,11 @@ fn serve(init: Init<'_>) -> Result<(), Failure> {
     let [own_pidfd, program_pidfd] = pidfds;
     let pidfds = [own_pidfd.map_err(setup)?, program_pidfd.map_err(setup)?];
     let pid = outer_pid(pidfds[1].as_fd()).map_err(setup)?;
-    let mut failure = Vec::new();
+    let mut reports = Vec::new();
     File::from(executed)
-        .read_to_end(&mut failure)
+        .read_to_end(&mut reports)
         .map_err(setup)?;
-    if let Some(failure) = program::decode_failure(&failure) {
-        return Err(failure);
-    }
+    isolation.layers = program::decode_reports(&reports)?;
     request::report(socket, &ShimReport::Started { pid, isolation }, &pidfds);
     drop(pidfds);
     // The relay's copy is the one whose end the supervisor waits for.

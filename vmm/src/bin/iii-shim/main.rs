@@ -15,6 +15,7 @@
 //! every start, and it forks.
 #![deny(unsafe_code)]
 
+mod confinement;
 mod init;
 mod namespaces;
 mod program;

@@ -48,6 +48,7 @@ pub(crate) fn enter(request: &ShimRequest) -> Isolation {
         namespaces: request.namespaces.clone(),
         user_namespace,
         refused: mapped.err().and_then(|error| error.raw_os_error()),
+        layers: None,
     }
 }
 

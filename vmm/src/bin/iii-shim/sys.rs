@@ -178,6 +178,49 @@ fn duplicate(fd: &OwnedFd, target: RawFd) -> io::Result<()> {
     }
 }
 
+/// Makes a mount read-only, with all mounts below it if `recursive` (mount_setattr(2)).
+pub(crate) fn make_read_only(
+    directory: BorrowedFd<'_>,
+    path: &str,
+    recursive: bool,
+) -> io::Result<()> {
+    /// The kernel's `struct mount_attr`.
+    #[repr(C)]
+    struct MountAttributes {
+        set: u64,
+        clear: u64,
+        propagation: u64,
+        user_namespace: u64,
+    }
+    let attributes = MountAttributes {
+        set: libc::MOUNT_ATTR_RDONLY,
+        clear: 0,
+        propagation: 0,
+        user_namespace: 0,
+    };
+    let path = std::ffi::CString::new(path)?;
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: path and attributes are valid for the call, which only reads them, the latter at the
+    // length that is given.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            directory.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            std::ptr::from_ref(&attributes),
+            size_of::<MountAttributes>(),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Closes every descriptor that is not in `keep`.
 fn close_others(mut keep: Vec<RawFd>) -> io::Result<()> {
     keep.sort_unstable();
