@@ -1,8 +1,5 @@
 //! `iii-super run` in the background, back in the foreground, and with its file read again.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use iii_integration::PATIENCE;
 use iii_integration::program::{eventually, is_alive};
 use iii_integration::project::Project;

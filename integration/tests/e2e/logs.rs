@@ -1,9 +1,6 @@
 //! Output that is kept: nothing that was acknowledged is lost, whoever dies, and nobody is harmed by
 //! another's flood or by a full disk.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt as _;

@@ -1,8 +1,5 @@
 //! `iii-super start`, `stop` and `restart`, as a user gives them.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 
 use iii_integration::program::{Run, descendants, is_alive};
 use iii_integration::project::Project;
