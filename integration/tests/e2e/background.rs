@@ -53,7 +53,7 @@ struct Background(Project);
 impl Background {
     fn start(text: &str) -> Self {
         let background = Self(Project::new(text));
-        let said = background.0.says(&["run", "--detach"]);
+        let said = background.0.says_with_signals(&["run", "--detach"]);
         assert_eq!(said.code, 0, "{said:?}");
         background
     }
