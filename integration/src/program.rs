@@ -35,26 +35,32 @@ pub struct Run {
     pub seen: Vec<String>,
 }
 
+/// Whoever runs these tests in the background may have had SIGINT or SIGHUP ignored, which is
+/// inherited and which `iii-super` respects; `env` puts that back and becomes the program.
+pub fn with_signals(command: Command) -> Command {
+    let mut wrapped = Command::new("env");
+    wrapped
+        .arg("--default-signal=INT,TERM,HUP")
+        .arg(command.get_program());
+    wrapped.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => wrapped.env(name, value),
+            None => wrapped.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        wrapped.current_dir(directory);
+    }
+    wrapped.stdin(Stdio::null());
+    wrapped
+}
+
 impl Run {
-    /// Whoever runs these tests in the background may have had SIGINT ignored, which is inherited
-    /// and which `iii-super` respects; `env` puts it back and becomes the program.
+    /// Starts it, with the signals of a user's shell.
     pub fn start(command: Command) -> Self {
-        let mut wrapped = Command::new("env");
-        wrapped
-            .arg("--default-signal=INT,TERM,HUP")
-            .arg(command.get_program());
-        wrapped.args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        if let Some(directory) = command.get_current_dir() {
-            wrapped.current_dir(directory);
-        }
+        let mut wrapped = with_signals(command);
         let mut child = wrapped
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

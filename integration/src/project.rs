@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::binaries;
-use crate::program::{Run, home};
+use crate::program::{Run, home, with_signals};
 
 /// A directory that holds `iii.workers.yaml`, and a home that no other project uses.
 #[derive(Debug)]
@@ -116,6 +116,12 @@ impl Project {
     /// Runs a command to its end.
     pub fn says(&self, arguments: &[&str]) -> Said {
         Said::of(self.command(arguments).output().unwrap())
+    }
+
+    /// The same with the signals of a user's shell, whatever this process has inherited: a run
+    /// respects one that was ignored when it was started.
+    pub fn says_with_signals(&self, arguments: &[&str]) -> Said {
+        Said::of(with_signals(self.command(arguments)).output().unwrap())
     }
 
     /// A command that goes on while others are given.

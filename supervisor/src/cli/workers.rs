@@ -100,7 +100,7 @@ async fn tell(mut answer: Answer, as_json: bool, awaited: bool) -> Result<u8, Fa
             }
             // How its workers had ended is the run's own exit code; that they end was asked for.
             Reply::Ended(_) => {
-                answer.hung_up().await;
+                answer.ended().await;
                 break;
             }
             Reply::Event(_)

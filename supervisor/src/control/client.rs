@@ -1,9 +1,11 @@
 //! The commands' end of the control socket.
 
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -164,15 +166,21 @@ impl Answer {
         self.reader.has_line()
     }
 
-    /// Resolves when the supervisor has hung up.
-    pub async fn hung_up(self) {
-        let Self {
-            reader,
-            writer: _open,
-        } = self;
+    /// Resolves when the supervisor's process has ended, and with it everything that it held: it
+    /// hangs up a moment before.
+    pub async fn ended(self) {
+        let Self { reader, writer } = self;
+        let process = pidfd_of(&writer);
         // Nothing more is said; an error is an end as well.
         let mut rest = reader.into_inner();
         while rest.read_u8().await.is_ok() {}
+        if let Ok(process) = process.and_then(AsyncFd::new)
+            && tokio::time::timeout(PATIENCE, process.readable())
+                .await
+                .is_err()
+        {
+            tracing::warn!("the supervisor has hung up and does not end");
+        }
     }
 
     /// The connection behind the lines that were read.
@@ -189,4 +197,15 @@ impl Answer {
             None => Err(ClientError::Ended),
         }
     }
+}
+
+/// The process at the other end. It lives: its end of the connection is open, or was just now.
+fn pidfd_of(writer: &OwnedWriteHalf) -> std::io::Result<OwnedFd> {
+    let unknown = || std::io::Error::from(ErrorKind::NotFound);
+    let pid = writer.as_ref().peer_cred()?.pid().ok_or_else(unknown)?;
+    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(unknown)?;
+    Ok(rustix::process::pidfd_open(
+        pid,
+        rustix::process::PidfdFlags::NONBLOCK,
+    )?)
 }

@@ -97,7 +97,7 @@ async fn print(mut answer: Answer, mut lines: Lines) -> Result<u8, Failure> {
         };
         if let Reply::Ended(Ended { code }) = reply {
             lines.flush().map_err(failed)?;
-            answer.hung_up().await;
+            answer.ended().await;
             return Ok(code);
         }
         lines.put(&reply).map_err(failed)?;

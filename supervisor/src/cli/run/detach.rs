@@ -146,7 +146,7 @@ async fn watch(client: Client, project: &Project, format: Format) -> Result<u8, 
             None => break,
             Some(Reply::Ended(Ended { code })) => {
                 lines.flush().map_err(failed)?;
-                answer.hung_up().await;
+                answer.ended().await;
                 say(format_args!(
                     "all workers have ended, and the supervisor with them; its messages are in {}",
                     project.directory().join(LOG).display()

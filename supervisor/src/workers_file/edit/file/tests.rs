@@ -159,7 +159,7 @@ fn the_new_text_has_the_old_ones_mode_behind_a_link_too() {
 #[test]
 fn an_owner_is_kept_or_nothing_is_done() {
     if !nix::unistd::geteuid().is_root() {
-        // An ordinary user cannot make the file of another; `integration/tests/edit.rs` does.
+        // An ordinary user cannot make the file of another; `integration/tests/e2e/edit.rs` does.
         return;
     }
     let project = Project::new(Some("old"));

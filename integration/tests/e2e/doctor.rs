@@ -1,8 +1,5 @@
 //! `doctor --boot`: a boot stage by stage, and what is said of one that fails.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::process::Output;
 

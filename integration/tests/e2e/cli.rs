@@ -1,8 +1,5 @@
 //! The program as a user runs it: its processes, its exit codes, what it leaves behind.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};

@@ -1,9 +1,6 @@
 //! Commands in a running worker's guest: what they are run as, what goes in and comes out, and that
 //! nothing of them stays behind.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 mod commands;
 mod ends;
 mod flow;

@@ -1,8 +1,5 @@
 //! The control socket of a running supervisor: who may speak, what a client cannot do, what is left.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;

@@ -4,9 +4,6 @@
 //! * [`broken`]: registries and lines that are not as they should be;
 //! * [`boot`]: workers on images, in VMs.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 mod boot;
 mod broken;
 mod registry;

@@ -1,8 +1,5 @@
 //! A home that cannot be used: what is said, and that nothing is started or left.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;

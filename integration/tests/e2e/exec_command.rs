@@ -1,8 +1,5 @@
 //! `iii-super exec` as a user gives it: exit codes, bytes, signals, terminals, ends.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};

@@ -1,9 +1,6 @@
 //! What an `env_file` holds is nowhere but in its guest: a canary is put there, everything is made
 //! to happen that makes iii-super talk, and everything it wrote is searched.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,8 +1,5 @@
 //! `iii-super dev` as a developer uses it: real projects in real VMs, saved and saved again.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 mod caches;
 mod saves;
 mod terminal;

@@ -1,8 +1,5 @@
 //! Edits of a workers file by many processes, by killed ones, beside an editor, on a full disk.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};

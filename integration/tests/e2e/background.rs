@@ -1,8 +1,5 @@
 //! `iii-super run` in the background, back in the foreground, and with its file read again.
 
-// In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
-#![allow(clippy::unwrap_used)]
-
 use iii_integration::PATIENCE;
 use iii_integration::program::{eventually, is_alive};
 use iii_integration::project::Project;
@@ -56,7 +53,7 @@ struct Background(Project);
 impl Background {
     fn start(text: &str) -> Self {
         let background = Self(Project::new(text));
-        let said = background.0.says(&["run", "--detach"]);
+        let said = background.0.says_with_signals(&["run", "--detach"]);
         assert_eq!(said.code, 0, "{said:?}");
         background
     }
