@@ -359,8 +359,11 @@ fn fifty_clients_at_once_are_answered_beside_clients_that_stop_reading_or_say_no
         line.clear();
         assert_ne!(reader.read_line(&mut line).unwrap(), 0);
     }
-    line.clear();
-    reader.read_line(&mut line).unwrap();
+    // The flood goes on, and may be faster than this reader for a while.
+    while line.starts_with("{\"missed\":") {
+        line.clear();
+        reader.read_line(&mut line).unwrap();
+    }
     assert!(line.starts_with("{\"log\":{"), "{line}");
     drop(silent);
 }

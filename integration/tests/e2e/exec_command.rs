@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use iii_integration::PATIENCE;
 use iii_integration::program::{Run, eventually};
 use iii_integration::project::{Project, Said};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
@@ -379,7 +380,14 @@ impl Terminal {
     /// Takes in what it says next.
     fn hear(&mut self) {
         let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
-        let ready = poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()).unwrap();
+        let patience = PollTimeout::try_from(PATIENCE).unwrap();
+        // A signal of another test of this program interrupts it.
+        let ready = loop {
+            match poll(&mut fds, patience) {
+                Err(Errno::EINTR) => {}
+                ready => break ready.unwrap(),
+            }
+        };
         assert!(ready > 0, "it says no more than {:?}", self.said);
         let mut buffer = [0; 4096];
         let count = self.master.read(&mut buffer).unwrap();

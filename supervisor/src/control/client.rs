@@ -1,11 +1,11 @@
 //! The commands' end of the control socket.
 
 use std::io::ErrorKind;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -174,11 +174,16 @@ impl Answer {
         // Nothing more is said; an error is an end as well.
         let mut rest = reader.into_inner();
         while rest.read_u8().await.is_ok() {}
-        if let Ok(process) = process.and_then(AsyncFd::new)
-            && tokio::time::timeout(PATIENCE, process.readable())
-                .await
-                .is_err()
-        {
+        let Ok(process) = process else {
+            return;
+        };
+        // In a thread of its own: nothing else of a command that ends with this waits for it.
+        let wait = tokio::task::spawn_blocking(move || {
+            let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+            let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+            nix::poll::poll(&mut fds, patience)
+        });
+        if !matches!(wait.await, Ok(Ok(1))) {
             tracing::warn!("the supervisor has hung up and does not end");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::{Project, names};
+use super::{Project, names};
 
 const PACKAGE: &str = r#"{
   "name": "app", "version": "1.0.0", "private": true,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::{Dev, Project, names};
+use super::{Dev, Project, names};
 
 /// Says its version and stays.
 fn version(n: u32) -> String {

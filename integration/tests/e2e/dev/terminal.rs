@@ -10,7 +10,7 @@ use iii_integration::PATIENCE;
 use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
-use crate::Project;
+use super::Project;
 
 struct Terminal {
     child: Child,

@@ -1,6 +1,6 @@
 //! Those who watch files in the guest see what the host has changed.
 
-use crate::Project;
+use super::Project;
 
 /// Says what Node's own watcher says.
 const NODE: &str = "

@@ -15,7 +15,7 @@ use iii_integration::{Bench, binaries, worker_name};
 use iii_supervisor::{ExecOutput, ExecRequest, Supervisor};
 use nix::sys::signal::Signal;
 
-use crate::puller;
+use super::puller;
 
 /// An entry point as images have them: it looks around, and becomes what it is given.
 const ENTRY: &str = r#"#!/bin/sh
@@ -189,7 +189,7 @@ async fn two_workers_on_one_image_see_it_as_it_was_made_and_keep_it() {
 
     // One file for both, and nobody takes it away.
     let puller = puller(directory.path());
-    assert_eq!(crate::count(&puller, "roots"), 1);
+    assert_eq!(super::count(&puller, "roots"), 1);
     let name = "app:1".parse().unwrap();
     let record = puller.store.record(&name).unwrap().unwrap();
     assert!(puller.store.is_in_use(&record).unwrap());
@@ -313,7 +313,7 @@ fn what_an_image_lacks_is_told_before_anything_is_started() {
     let directory = tempfile::tempdir().unwrap();
     let home = directory.path().join("home");
     let layout = application(directory.path());
-    let mut import = crate::image(&home, &["import", "--name", "app:1"]);
+    let mut import = super::image(&home, &["import", "--name", "app:1"]);
     assert!(import.arg(&layout).status().unwrap().success());
     for part in ["lib", "cache"] {
         let cache = std::env::var_os("III_HOME").map_or_else(
@@ -353,7 +353,7 @@ fn what_an_image_lacks_is_told_before_anything_is_started() {
             .arg(&file)
             .env("III_HOME", &home);
         let output = command.output().unwrap();
-        let said = crate::said(&output);
+        let said = super::said(&output);
         assert_eq!(output.status.code(), Some(2), "{worker}: {said}");
         assert!(said.contains(expected), "{worker}: {said}");
         assert!(said.contains("worker \"w\""), "{said}");

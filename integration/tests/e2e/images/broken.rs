@@ -8,7 +8,7 @@ use iii_integration::PATIENCE;
 use iii_integration::images::{BadLine, Layer, Line, Registry, layout, noise};
 use iii_integration::program::eventually;
 
-use crate::{count, here, image, pull, puller, said};
+use super::{count, here, image, pull, puller, said};
 
 /// A layer of three million bytes, and another.
 fn large() -> Vec<Layer> {

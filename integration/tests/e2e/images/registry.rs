@@ -13,7 +13,7 @@ use iii_image::erofs::read::{FileKind, Image as Files, Inode};
 use iii_image::registry::{Credentials, Login, RegistryOptions};
 use iii_integration::images::{BadLine, LOGIN, Layer, Line, Registry, done, layout, noise, saved};
 
-use crate::{count, here, image, pull, puller, said};
+use super::{count, here, image, pull, puller, said};
 
 /// Three layers with everything that layers do to each other.
 fn layers() -> Vec<Layer> {

@@ -6,7 +6,7 @@ use iii_actors::spec::{NetworkMode, WorkerSpec};
 use iii_integration::{Bench, worker_name};
 use iii_net::config::GATEWAY_IPV4;
 
-use crate::policy::{Watched, own_address};
+use super::policy::{Watched, own_address};
 
 /// Connects to the engine by `III_URL`, then to each `HOST PORT` of its arguments.
 const SCRIPT: &str = r#"

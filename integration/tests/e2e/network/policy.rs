@@ -9,7 +9,7 @@ use iii_net::config::{GATEWAY_IPV4, GATEWAY_IPV6};
 use nix::ifaddrs::getifaddrs;
 use tokio::net::UdpSocket;
 
-use crate::SHARED;
+use super::SHARED;
 
 /// Ways of the guest outwards.
 const ATTEMPTS: &str = r#"

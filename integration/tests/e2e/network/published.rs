@@ -12,7 +12,7 @@ use iii_integration::{Bench, is};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::{SHARED, assert_same, random};
+use super::{SHARED, assert_same, random};
 
 const REQUESTS: usize = 1000;
 const AT_ONCE: usize = 32;

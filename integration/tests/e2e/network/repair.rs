@@ -8,7 +8,7 @@ use iii_integration::{Bench, is};
 use iii_supervisor::{ActorKind, EventKind, Fault};
 use tokio::net::TcpStream;
 
-use crate::SHARED;
+use super::SHARED;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_vms_connections_are_closed_before_its_successor_connects() {

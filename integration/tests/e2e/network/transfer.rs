@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::{SHARED, assert_same, random};
+use super::{SHARED, assert_same, random};
 
 /// Of no progress, after which a side counts as stalled. The stall is what is tested.
 const STALL: Duration = Duration::from_secs(3);
