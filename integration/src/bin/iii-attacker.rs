@@ -29,6 +29,8 @@ const PROCESSES: i32 = 65_536;
 
 /// What came of an attempt: `Err` is what kept it from succeeding.
 type Outcome = Result<String, String>;
+/// What is tried.
+type Attempt = fn() -> Outcome;
 
 mod sys {
     //! Calls that the libraries do not offer, since nobody should make them.
@@ -89,7 +91,7 @@ fn main() -> ExitCode {
     let Some(mut console) = console(&arguments) else {
         return ExitCode::from(64);
     };
-    let attempts: [(&str, fn() -> Outcome); 13] = [
+    let attempts: [(&str, Attempt); 13] = [
         ("environment", environment),
         // Before namespaces, the owner of a new one of which has them all.
         ("capabilities", capabilities),
