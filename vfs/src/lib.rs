@@ -1,8 +1,8 @@
 //! The guest's files: host directories served over vhost-user-fs.
 //!
 //! * [`launch`]: for the supervisor: the descriptors and arguments of one `iii-vfs` process.
-//! * [`process`]: the life of that process; [`hardening`] and [`seccomp`]: what it
-//!   gives up before it serves.
+//! * [`process`]: the life of that process; [`hardening`], [`landlock`](mod@landlock) and
+//!   [`seccomp`]: what it gives up before it serves.
 //! * [`device`]: one vhost-user-fs device per export, two queues, two threads.
 //! * [`export`]: one directory behind the rules (read-only, ownership, names, set-id bits, device
 //!   nodes, extended attributes), around fuse-backend-rs' PassthroughFs; [`checks`] and
@@ -18,6 +18,7 @@ pub mod device;
 pub mod events;
 pub mod export;
 pub mod hardening;
+pub mod landlock;
 pub mod launch;
 pub mod ownership;
 pub mod process;

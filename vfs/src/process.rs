@@ -21,8 +21,8 @@ use crate::device::Device;
 use crate::events::{EventQueue, EventSink, Refusals, event_queue};
 use crate::export::{Common, Export, ExportError};
 use crate::hardening::{self, HardeningError};
-use crate::seccomp;
 use crate::sys::Inherited;
+use crate::{landlock, seccomp};
 
 /// How long to wait for a connection that should have been pending before we were started.
 const CONNECTION_TIMEOUT: u16 = 10_000;
@@ -152,6 +152,13 @@ fn serve(
         .map(|spec| Export::open(spec, common.clone()))
         .collect::<Result<Vec<_>, _>>()?;
 
+    // Before the first thread is made: it holds for this one and those that it makes.
+    if file_handles {
+        tracing::debug!("inodes are held as file handles: no Landlock");
+    } else if let Err(error) = landlock::confine(&config.exports) {
+        // A kernel without it serves as safely as the rules of the exports are.
+        tracing::warn!(%error, "serving without Landlock");
+    }
     let (ended, endings) = channel();
     for ((spec, export), listener) in config.exports.iter().zip(exports).zip(listeners) {
         start(spec, export, listener, &common, &sink, ended.clone())?;
