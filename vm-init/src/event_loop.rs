@@ -121,10 +121,11 @@ enum Token {
     Stdout,
     Stderr,
     Probe,
+    KernelLog,
 }
 
 impl Token {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Signals,
         Self::Timer,
         Self::Control,
@@ -133,6 +134,7 @@ impl Token {
         Self::Stdout,
         Self::Stderr,
         Self::Probe,
+        Self::KernelLog,
     ];
 }
 
@@ -158,6 +160,8 @@ pub struct EventLoop {
     announcer: Announcer,
     /// `None`: as an ordinary process, or in a kernel without one.
     kernel_log: Option<KernelLog>,
+    /// There may be more in it than was read.
+    kernel_log_unread: bool,
     clock: Discipline,
     random: u64,
     actions: Vec<Action>,
@@ -205,6 +209,7 @@ impl EventLoop {
                 .owns_machine
                 .then(KernelLog::open)
                 .and_then(Result::ok),
+            kernel_log_unread: false,
             random: settings.seed,
             settings,
             launcher,
@@ -232,6 +237,10 @@ impl EventLoop {
         let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         this.watch(&this.control.fd, Token::Control, both)?;
         this.watch(&this.log, Token::Log, both)?;
+        if let Some(log) = &this.kernel_log {
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            this.watch(log.records(), Token::KernelLog, flags)?;
+        }
         if let Some(exec) = &this.exec {
             this.watch(exec.port(), Token::Exec, both)?;
         }
@@ -266,6 +275,9 @@ impl EventLoop {
     /// Everything that can be done without waiting.
     fn turn(&mut self) -> Result<(), LoopError> {
         self.spawned_this_turn = false;
+        if self.kernel_log_unread {
+            self.on_kernel_log()?;
+        }
         self.read_control()?;
         self.output.pump(&mut self.log_out)?;
         self.settle()?;
@@ -371,6 +383,7 @@ impl EventLoop {
     fn wait(&mut self) -> Result<(), LoopError> {
         self.arm()?;
         let busy = self.output.has_work(&self.log_out)
+            || self.kernel_log_unread
             || self.control.readable
             || self.may_start_next()
             || self.exec.as_ref().is_some_and(Exec::has_work);
@@ -442,6 +455,7 @@ impl EventLoop {
                 Ok(())
             }
             Token::Probe => self.on_probe(),
+            Token::KernelLog => self.on_kernel_log(),
         }
     }
 

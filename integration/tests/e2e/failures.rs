@@ -221,6 +221,27 @@ async fn a_workload_that_runs_out_of_memory_is_named_and_restarted_in_its_vm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_child_of_the_workload_that_runs_out_of_memory_is_named_and_the_workload_goes_on() {
+    let hog = "/usr/bin/python3 -c 'held = []\nwhile True: held.append(b\"x\" * (4 << 20))'";
+    let script = format!("{hog}; echo \"it ended with $?\"; while true; do sleep 1; done");
+    let mut bench = Bench::start(vec![worker("parent", &script)]).await;
+    let (boot, pid, next) = bench.ready(0, "parent").await;
+    bench
+        .event(next, "warning of the kill", |event| match &event.kind {
+            EventKind::Warning { message } if is(event, "parent") => {
+                (message.starts_with("python3 (process ") && message.contains("memory"))
+                    .then_some(())
+            }
+            _ => None,
+        })
+        .await;
+    bench.line("parent", "it ended with 137").await;
+    let status = bench.worker("parent").status().await.expect("it is there");
+    assert_eq!((status.boot, status.workload), (Some(boot), Some(pid)));
+    bench.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_guest_whose_workload_takes_all_of_its_cpu_is_not_taken_for_hung() {
     let spin = "for i in 1 2 3 4 5 6 7 8; do while true; do :; done & done; \
                 i=0; while true; do i=$((i+1)); echo \"tick $i\"; sleep 1; done";

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use super::probes::RunningProbe;
 use super::{CONTROL_HIGH_WATER, EventLoop, LoopError, Token};
 use crate::clock;
+use crate::kernel_log::Victim;
 use crate::supervision::Event;
 use crate::sys;
 use crate::text::cut;
@@ -95,13 +96,31 @@ impl EventLoop {
         let (Exit::Signal { signal: 9 }, Some(log)) = (exit, &mut self.kernel_log) else {
             return Ok(());
         };
-        if !log.killed_for_memory(pid) {
+        log.read();
+        if !log.take(pid) {
             return Ok(());
         }
         self.warn(String::from(
             "the workload used up its memory and was killed by the guest's kernel; give it more \
              (resources.memory) or look for a leak",
         ))
+    }
+
+    /// The kernel has said something. Whom it kills beside the main process, only that one would
+    /// learn of; the main process is named with its exit.
+    pub(super) fn on_kernel_log(&mut self) -> Result<(), LoopError> {
+        let Some(log) = &mut self.kernel_log else {
+            return Ok(());
+        };
+        // Until nothing is left, since it is told of once; a flood waits for the next turn.
+        self.kernel_log_unread = !log.read();
+        for Victim { pid, name } in log.take_others(self.core.main_pid()) {
+            self.warn(format!(
+                "{name} (process {pid} in the guest) was killed by the guest's kernel for want of \
+                 memory; give the worker more (resources.memory) or look for a leak"
+            ))?;
+        }
+        Ok(())
     }
 }
 

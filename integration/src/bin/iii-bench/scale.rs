@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -22,6 +21,7 @@ use iii_vmm::process::Spawner;
 use iii_vmm::vmm::Vmm;
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::broadcast;
 
 use crate::product::at_once;
@@ -164,22 +164,34 @@ async fn ready(events: &mut broadcast::Receiver<Event>, count: usize) -> Result<
     Ok(read)
 }
 
-/// What the guests connect to: takes a word from each, gives it back, and holds the connection.
+/// What the guests connect to: takes a word from each, gives it back, and holds the connection until
+/// the guest ends it. One thread for all of them, and none waits for another: a guest that was killed
+/// before it said anything must not keep its neighbours.
 fn host_service() -> Result<u16, String> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
     let port = listener.local_addr().map_err(|e| e.to_string())?.port();
+    listener.set_nonblocking(true).map_err(|e| e.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(|e| e.to_string())?;
     std::thread::spawn(move || {
-        let mut held = Vec::new();
-        for connection in listener.incoming() {
-            let Ok(mut connection) = connection else {
+        runtime.block_on(async {
+            let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
                 return;
             };
-            let mut word = [0; 5];
-            // A guest that was not answered says so.
-            if connection.read_exact(&mut word).is_ok() && connection.write_all(&word).is_ok() {
-                held.push(connection);
+            while let Ok((mut connection, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut word = [0; 5];
+                    // A guest that was not answered says so.
+                    if connection.read_exact(&mut word).await.is_ok()
+                        && connection.write_all(&word).await.is_ok()
+                    {
+                        drop(connection.read_u8().await);
+                    }
+                });
             }
-        }
+        });
     });
     Ok(port)
 }
