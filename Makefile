@@ -9,7 +9,7 @@ RUN_PACKAGES := qemu-system-x86 e2fsprogs python3 python3-pip ca-certificates gc
 TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils git libclang-dev pkg-config procps skopeo systemd umoci util-linux
 BENCH_PACKAGES := entr runit s6 supervisor
 
-.PHONY: help run build release test bench chaos fmt clippy docs deny tools-run tools-test clean
+.PHONY: help run build release dist test bench chaos fmt clippy docs deny tools-run tools-test clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,9 @@ build: tools-run ## build everything, unoptimised
 
 release: tools-run ## build everything, optimised
 	$(CARGO) build --release --workspace --bins
+
+dist: release ## build a release archive and its checksum in target/dist
+	./scripts/dist
 
 test: tools-test ## install what is missing, run every test
 	./scripts/test

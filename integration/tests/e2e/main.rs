@@ -16,6 +16,7 @@ mod confinement;
 mod control;
 mod dev;
 mod disks;
+mod dist;
 mod dns;
 mod docs;
 mod doctor;

@@ -1,0 +1,96 @@
+#!/bin/sh
+# Installs iii-super from a release archive, once its checksum is right.
+#
+#   sh install.sh [--prefix DIR] ARCHIVE
+#   sh install.sh [--prefix DIR] --version VERSION --from URL
+#
+# ARCHIVE is a file beside which ARCHIVE.sha256 lies; URL is a directory that holds both. The prefix
+# is /usr/local for root, and ~/.local for everybody else. Nothing is put in place before everything
+# has been checked; programs are replaced by renaming, so that running ones go on.
+set -eu
+
+fail() {
+    printf 'install.sh: %s\n' "$1" >&2
+    exit 1
+}
+
+usage() {
+    cat >&2 <<'END'
+usage: sh install.sh [--prefix DIR] ARCHIVE
+       sh install.sh [--prefix DIR] --version VERSION --from URL
+END
+    exit 2
+}
+
+if [ "$(id -u)" = 0 ]; then prefix=/usr/local; else prefix=${HOME:?}/.local; fi
+archive= from= version=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --prefix) [ $# -ge 2 ] || usage; prefix=$2; shift 2 ;;
+        --from) [ $# -ge 2 ] || usage; from=$2; shift 2 ;;
+        --version) [ $# -ge 2 ] || usage; version=$2; shift 2 ;;
+        -*) usage ;;
+        *) [ -z "$archive" ] || usage; archive=$1; shift ;;
+    esac
+done
+
+[ "$(uname -s)" = Linux ] || fail "this release is for Linux, and this is $(uname -s)"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT INT TERM
+
+if [ -n "$from" ]; then
+    [ -z "$archive" ] || usage
+    [ -n "$version" ] || fail "say which version: --version 0.1.0"
+    name=iii-super-$version-$(uname -m)-linux.tar.gz
+    command -v curl >/dev/null || fail "curl is needed to download; install it, or name an archive"
+    for file in "$name" "$name.sha256"; do
+        printf 'downloading %s\n' "$file"
+        curl -fSL --proto '=https,file' --retry 3 -o "$work/$file" "$from/$file" ||
+            fail "failed to download $from/$file; nothing was installed"
+    done
+    archive=$work/$name
+fi
+[ -n "$archive" ] || usage
+[ -f "$archive" ] || fail "there is no archive $archive"
+[ -f "$archive.sha256" ] || fail "$archive.sha256 is missing: without it the archive cannot be checked"
+
+# The name in the checksum file does not matter, its sum does.
+wanted=$(cut -d ' ' -f 1 <"$archive.sha256")
+found=$(sha256sum <"$archive" | cut -d ' ' -f 1)
+[ "$wanted" = "$found" ] ||
+    fail "$archive has the SHA-256 $found, and $wanted was announced; nothing was installed"
+
+mkdir "$work/tree"
+tar -xzf "$archive" -C "$work/tree" --no-same-owner || fail "failed to unpack $archive"
+set -- "$work"/tree/iii-super-*
+[ $# = 1 ] && [ -x "$1/bin/iii-super" ] || fail "$archive holds no iii-super"
+tree=$1
+"$tree/bin/iii-super" --version >/dev/null ||
+    fail "the programs in $archive do not run on this machine; nothing was installed"
+
+# One file, in one step.
+put() {
+    mkdir -p "$(dirname "$3")"
+    install -m "$1" "$2" "$3.new.$$"
+    mv -f "$3.new.$$" "$3"
+}
+# The helpers first: a program that finds one of another version says so and does not run.
+for program in iii-shim iii-vfs iii-krun iii-super; do
+    put 0755 "$tree/bin/$program" "$prefix/bin/$program"
+done
+for page in "$tree"/share/man/man1/*; do
+    put 0644 "$page" "$prefix/share/man/man1/$(basename "$page")"
+done
+put 0644 "$tree/share/completions/iii-super.bash" "$prefix/share/bash-completion/completions/iii-super"
+put 0644 "$tree/share/completions/iii-super.zsh" "$prefix/share/zsh/site-functions/_iii-super"
+put 0644 "$tree/share/completions/iii-super.fish" "$prefix/share/fish/vendor_completions.d/iii-super.fish"
+for unit in "$tree"/share/systemd/*; do
+    put 0644 "$unit" "$prefix/share/iii-super/systemd/$(basename "$unit")"
+done
+
+printf '%s is installed in %s\n' "$("$prefix/bin/iii-super" --version)" "$prefix/bin"
+case ":$PATH:" in
+    *":$prefix/bin:"*) ;;
+    *) printf 'add it to your PATH: export PATH="%s/bin:$PATH"\n' "$prefix" ;;
+esac
+printf 'what this host can run: iii-super doctor\n'
