@@ -27,6 +27,7 @@ mod failures;
 mod files;
 mod images;
 mod logs;
+mod memory;
 mod network;
 mod repair;
 mod requests;

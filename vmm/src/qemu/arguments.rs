@@ -251,6 +251,11 @@ impl Machine {
                 ),
             );
         }
+        // The last, so that it takes a transport only where one is left: it gives the host back what
+        // the guest has freed, and a guest works without.
+        if self.devices() < SLOTS {
+            all.option("-device", "virtio-balloon-device,free-page-reporting=on");
+        }
         Ok(all.0)
     }
 
@@ -282,7 +287,7 @@ impl Machine {
             line.push(' ');
             line.push_str(word);
         }
-        let room = MAX_COMMAND_LINE - COMMAND_LINE_PER_DEVICE * self.devices();
+        let room = MAX_COMMAND_LINE - COMMAND_LINE_PER_DEVICE * (self.devices() + 1).min(SLOTS);
         if line.len() >= room {
             return Err(self.invalid(format!(
                 "its kernel command line has {} bytes, there is room for {}",
@@ -501,7 +506,8 @@ mod tests {
 -device virtio-blk-device,drive=disk0,serial=upper,write-cache=on,werror=report,rerror=report
 -add-fd fd=10,set=3
 -blockdev driver=raw,node-name=disk1,read-only=on,discard=unmap,cache.direct=off,cache.no-flush=off,file.driver=file,file.filename=/dev/fdset/3,file.locking=off,file.read-only=on,file.discard=unmap
--device virtio-blk-device,drive=disk1,serial=root,write-cache=on,werror=report,rerror=report";
+-device virtio-blk-device,drive=disk1,serial=root,write-cache=on,werror=report,rerror=report
+-device virtio-balloon-device,free-page-reporting=on";
         assert_eq!(lines(&machine).join("\n"), expected);
     }
 
@@ -556,7 +562,13 @@ mod tests {
             }],
             ..machine()
         };
-        machine.arguments().unwrap();
+        // All transports are taken: there is none for what a guest can do without.
+        let arguments = machine.arguments().unwrap();
+        assert!(
+            !arguments
+                .iter()
+                .any(|a| a.to_string_lossy().contains("balloon"))
+        );
         machine.exports.push(export("last"));
         let error = machine.arguments().unwrap_err();
         assert!(matches!(error, VmmError::TooManyDevices { slots: 8, .. }));
