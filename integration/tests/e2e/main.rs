@@ -32,3 +32,4 @@ mod requests;
 mod secrets;
 mod service;
 mod state;
+mod top;
