@@ -80,6 +80,7 @@ pub mod spec;
 mod system;
 mod tail;
 pub mod tree;
+pub mod usage;
 pub mod vm;
 mod worker;
 

@@ -15,6 +15,7 @@ use iii_proto::restart::Exit;
 use crate::death_watch::DeathGuard;
 use crate::messages::{Halt, InjectPanic, OnUp};
 use crate::tree::ChildEnd;
+use crate::usage::NetworkMeter;
 
 /// A loop with work that makes no round for so long is given up.
 const STALL_LIMIT: Duration = Duration::from_secs(3);
@@ -24,6 +25,7 @@ const STOP_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) struct NetPollActor {
     start: Option<Start>,
     handle: Option<NetHandle>,
+    meter: NetworkMeter,
     on_up: Option<OnUp>,
     // Last: the parent is told when all else is released.
     guard: DeathGuard,
@@ -42,6 +44,7 @@ impl NetPollActor {
         config: NetworkConfig,
         link: OwnedFd,
         dns: Arc<dyn DnsService>,
+        meter: NetworkMeter,
         on_up: OnUp,
         guard: DeathGuard,
     ) -> Self {
@@ -53,6 +56,7 @@ impl NetPollActor {
                 dns,
             }),
             handle: None,
+            meter,
             on_up: Some(on_up),
             guard,
         }
@@ -78,6 +82,7 @@ impl Actor for NetPollActor {
             .start();
         match started {
             Ok(handle) => {
+                self.meter.attach(handle.stats_reader());
                 self.handle = Some(handle);
                 if let Some(up) = self.on_up.take() {
                     up();
@@ -98,6 +103,7 @@ impl Drop for NetPollActor {
             tracing::warn!("a network loop does not end; its thread is abandoned");
             handle.abandon();
         }
+        self.meter.detach();
     }
 }
 

@@ -119,6 +119,15 @@ impl Roster {
 }
 
 impl Processes {
+    /// Who runs which program, by process ids of this namespace.
+    pub(crate) fn programs(&self) -> Vec<(ActorKind, u32)> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = entries.iter().filter(|e| !*e.reaped.borrow());
+        running
+            .filter_map(|e| Some((e.owner, u32::try_from(e.handle.pid()).ok()?)))
+            .collect()
+    }
+
     fn running(&self) -> Vec<ChildHandle> {
         let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let running = entries.iter().filter(|e| !*e.reaped.borrow());

@@ -14,11 +14,12 @@ use crate::memory::WorkerMemory;
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Roster;
 use crate::root::{
-    Add, AddError, Announce, AwaitIdle, InjectError, InjectInto, Listeners, Outcomes, QueryStatus,
-    QueryStatuses, Remove, Replace, ReplaceError, RequestError, RequestRestart, RequestStart,
-    RequestStop, RootSupervisor, StopAll, StopSeveral, Until, WaitFor, WorkerStatus,
+    Add, AddError, Announce, AwaitIdle, InjectError, InjectInto, Inquire, Listeners, Outcomes,
+    QueryStatus, QueryStatuses, Remove, Replace, ReplaceError, RequestError, RequestRestart,
+    RequestStart, RequestStop, RootSupervisor, StopAll, StopSeveral, Until, WaitFor, WorkerStatus,
 };
 use crate::runtime::Arbiters;
+use crate::usage::WorkerUsage;
 use crate::worker::{Fault, Scope};
 
 /// Threads for all actors of a system. Actors only pass messages; what works hard (network loops,
@@ -194,6 +195,11 @@ impl ActorSystem {
     /// How a worker is.
     pub async fn status(&self, worker: WorkerName) -> Result<WorkerStatus, RequestError> {
         self.ask(QueryStatus(worker)).await
+    }
+
+    /// What a worker uses.
+    pub async fn usage(&self, worker: WorkerName) -> Result<WorkerUsage, RequestError> {
+        Ok(self.ask(Inquire(worker)).await?.answered().await)
     }
 
     /// How all workers are, by name.

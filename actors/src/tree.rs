@@ -19,6 +19,7 @@
 use std::time::Duration;
 
 use iii_proto::restart::{Decision, Exit, RestartMemory, RestartPolicy, RestartTracker};
+use serde::{Deserialize, Serialize};
 
 /// A child as it is declared.
 #[derive(Clone, Debug)]
@@ -130,6 +131,34 @@ pub enum TreeEnd<C> {
         /// Restarts that were granted before.
         restarts: u64,
     },
+}
+
+/// Where a child stands, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChildState {
+    /// It does not run.
+    Down,
+    /// It has failed and is started again in a moment.
+    Waiting,
+    /// It was told to start.
+    Starting,
+    /// It runs.
+    Up,
+    /// It was told to stop.
+    Stopping,
+}
+
+impl From<&State> for ChildState {
+    fn from(state: &State) -> Self {
+        match state {
+            State::Down => Self::Down,
+            State::Waiting(_) => Self::Waiting,
+            State::Starting => Self::Starting,
+            State::Up => Self::Up,
+            State::Stopping => Self::Stopping,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -247,6 +276,11 @@ impl<C: Copy + Eq + std::fmt::Debug> Tree<C> {
     /// Restarts of a child so far.
     pub fn restarts(&self, child: C) -> u64 {
         self.find(child).map_or(0, |c| c.tracker.total())
+    }
+
+    /// Where each child stands, in the order of their declaration.
+    pub fn states(&self) -> impl Iterator<Item = (C, ChildState)> {
+        self.children.iter().map(|c| (c.def.id, (&c.state).into()))
     }
 
     /// Whether a child runs, whatever its life.

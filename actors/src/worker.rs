@@ -26,7 +26,8 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::runtime::Arbiters;
 use crate::tree::{Action, ChildDef, Input, Tree, TreeEnd};
-use crate::vm::{InjectVm, OnProgress, Tell, VmActor, VmActorParts};
+use crate::usage::{Measure, NetworkMeter};
+use crate::vm::{InjectVm, MeasureGuest, OnProgress, Tell, VmActor, VmActorParts};
 
 /// How a worker ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +76,7 @@ pub(crate) struct WorkerParts {
     pub(crate) plan: Arc<WorkerPlan>,
     pub(crate) arbiters: Arc<Arbiters>,
     pub(crate) processes: Processes,
+    pub(crate) meter: NetworkMeter,
     pub(crate) incarnation: u64,
     /// VMs that the worker has had, and restarts that count.
     pub(crate) boots: u64,
@@ -129,6 +131,7 @@ pub(crate) struct WorkerSupervisor {
     plan: Arc<WorkerPlan>,
     arbiters: Arc<Arbiters>,
     processes: Processes,
+    meter: NetworkMeter,
     tree: Tree<ActorKind>,
     children: Children,
     mailbox: Arc<DnsMailbox>,
@@ -170,6 +173,7 @@ impl WorkerSupervisor {
             plan,
             arbiters: parts.arbiters,
             processes: parts.processes,
+            meter: parts.meter,
             children: Children::default(),
             mailbox: Arc::default(),
             link: None,
@@ -288,8 +292,9 @@ impl WorkerSupervisor {
                     }
                 };
                 let dns = Arc::clone(&self.mailbox);
+                let meter = self.meter.clone();
                 let address = NetPollActor::start_in_arbiter(arbiter, move |_| {
-                    NetPollActor::new(name, config, link, dns, on_up, guard)
+                    NetPollActor::new(name, config, link, dns, meter, on_up, guard)
                 });
                 if self.children.vm.is_some() {
                     // It takes over under a running VM.
@@ -603,6 +608,18 @@ impl Handler<exec::Find> for WorkerSupervisor {
         match &self.children.vm {
             Some(vm) => vm.address.do_send(find),
             None => find.not_running("between two VMs"),
+        }
+    }
+}
+
+impl Handler<Measure> for WorkerSupervisor {
+    type Result = ();
+
+    fn handle(&mut self, Measure { parts, memory }: Measure, _: &mut Self::Context) {
+        // Whoever asked may not wait any more.
+        drop(parts.send(self.tree.states().collect()));
+        if let Some(vm) = &self.children.vm {
+            vm.address.do_send(MeasureGuest(memory));
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod http;
 pub mod images;
 pub mod program;
 pub mod project;
+pub mod terminal;
 pub mod traced;
 pub mod upstream;
 

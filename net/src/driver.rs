@@ -19,7 +19,6 @@ use crate::error::NetError;
 use crate::gateway::{Gateway, Token};
 use crate::handle::{Command, Fault, LoopExit, NetHandle, Shared};
 use crate::link::{Flush, LinkClaim, Receiver as FrameReceiver};
-use crate::stats::LiveStats;
 use crate::watch::{self, StallCallback};
 
 /// Events taken from the kernel at once.
@@ -128,7 +127,7 @@ impl NetLoopBuilder {
             .map_err(NetError::errno("watch the link"))?;
         let (sender, commands) = unbounded();
         let shared = Arc::new(Shared {
-            stats: LiveStats::default(),
+            stats: Arc::default(),
             ticks: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),

@@ -11,7 +11,7 @@ use nix::sys::eventfd::EventFd;
 
 use crate::dns::{DnsReply, DnsSink, DnsToken};
 use crate::link::LinkClaim;
-use crate::stats::{LiveStats, NetStats};
+use crate::stats::{LiveStats, NetStats, StatsReader};
 use crate::watch::{self, Progress, Watched};
 
 /// Told to the loop over its channel; the eventfd wakes it.
@@ -46,7 +46,7 @@ pub enum LoopExit {
 
 /// What loop and handle share.
 pub(crate) struct Shared {
-    pub(crate) stats: LiveStats,
+    pub(crate) stats: Arc<LiveStats>,
     pub(crate) ticks: AtomicU64,
     pub(crate) busy: AtomicBool,
     pub(crate) abandoned: AtomicBool,
@@ -174,6 +174,11 @@ impl NetHandle {
     /// Its counters.
     pub fn stats(&self) -> NetStats {
         self.shared.stats.snapshot()
+    }
+
+    /// Its counters, for one who reads them now and then, also after the loop's end.
+    pub fn stats_reader(&self) -> StatsReader {
+        StatsReader(Arc::clone(&self.shared.stats))
     }
 }
 

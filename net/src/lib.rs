@@ -39,5 +39,5 @@ pub use handle::{Fault, LoopExit, NetHandle};
 pub use hickory_proto;
 pub use link::link_pair;
 pub use policy::{Policy, PolicyMode, Rule};
-pub use stats::{NetStats, Refusals, Traffic};
+pub use stats::{NetStats, Refusals, StatsReader, Traffic};
 pub use watch::Progress;

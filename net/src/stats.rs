@@ -1,5 +1,6 @@
 //! Counters of a loop, readable from any thread.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 macro_rules! counters {
@@ -111,6 +112,17 @@ pub struct NetStats {
     pub traffic: Traffic,
     /// What did not.
     pub refused: Refusals,
+}
+
+/// The counters of a loop, for one who neither owns the loop nor keeps anything of it alive but them.
+#[derive(Clone, Debug)]
+pub struct StatsReader(pub(crate) Arc<LiveStats>);
+
+impl StatsReader {
+    /// What they are now; after the loop's end, what they were then.
+    pub fn read(&self) -> NetStats {
+        self.0.snapshot()
+    }
 }
 
 #[derive(Debug, Default)]

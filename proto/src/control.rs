@@ -55,6 +55,11 @@ pub enum HostMessage {
     },
     /// Fault injection for tests; obeyed only if [`crate::guest::GuestSpec::allow_faults`] is set.
     Fault(GuestFault),
+    /// How much of the guest is used? Sent only when somebody asks.
+    Measure {
+        /// Counts up; the answer repeats it.
+        seq: u64,
+    },
 }
 
 /// Ways a test can hurt the guest.
@@ -185,4 +190,20 @@ pub enum GuestMessage {
         /// The number of the last log frame sent.
         last_log_seq: u64,
     },
+    /// Answer to `Measure`.
+    Measured {
+        /// The question's number.
+        seq: u64,
+        /// `None`: the guest's kernel does not say.
+        memory: Option<GuestMemory>,
+    },
+}
+
+/// A guest's memory, as its kernel counts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// Bytes that its kernel has to give away: a little less than the VM has.
+    pub total: u64,
+    /// Bytes that it could still give away without swapping, caches that it would drop included.
+    pub available: u64,
 }

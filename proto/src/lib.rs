@@ -30,7 +30,7 @@ pub mod vfs;
 
 /// Version of everything on the control, log and exec ports. `Hello` carries it; a host refuses a
 /// guest of another version, since init and supervisor are built together.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Name of the virtio-serial port that carries [`control`] frames.
 pub const CONTROL_PORT: &str = "iii.control";

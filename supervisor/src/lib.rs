@@ -37,6 +37,7 @@ mod reload;
 mod state;
 mod streams;
 mod supervisor;
+mod usage;
 mod worker;
 pub mod workers_file;
 
@@ -45,11 +46,14 @@ pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine, LogSource};
 pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession};
 pub use iii_actors::logs::LogReader;
 pub use iii_actors::spec::{self, WorkerSpec};
+pub use iii_actors::tree::ChildState;
+pub use iii_actors::usage::NetworkUsage;
 pub use iii_actors::{
     AddError, Fault, InjectError, Outcome, Outcomes, ReplaceError, RequestError, Scope,
     SystemError, WorkerState, WorkerStatus,
 };
 pub use iii_image::registry;
+pub use iii_proto::control::GuestMemory;
 pub use iii_proto::ids::WorkerName;
 pub use prepare::{PrepareError, PrepareFault, PreparedWorker};
 pub use state::StateError;
@@ -57,4 +61,5 @@ pub use streams::{EventStream, LogStream, Missed};
 pub use supervisor::{
     AddWorkerError, Shutdown, StartError, Supervisor, SupervisorBuilder, VmmChoice,
 };
+pub use usage::{Part, Usage};
 pub use worker::Worker;

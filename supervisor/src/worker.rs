@@ -9,6 +9,7 @@ use iii_proto::ids::WorkerName;
 
 use crate::Shutdown;
 use crate::streams::LogStream;
+use crate::usage::Usage;
 
 /// One worker of a [`crate::Supervisor`]. Cheap to clone; dropping it changes nothing. Every
 /// request is answered also in states where there is nothing to do: a worker that runs can be
@@ -117,6 +118,15 @@ impl Worker {
     /// As [`Self::start`].
     pub async fn status(&self) -> Result<WorkerStatus, RequestError> {
         self.system.status(self.name.clone()).await
+    }
+
+    /// What it uses now: CPU and memory of this host, its guest's memory, its network. Costs nothing
+    /// while nobody asks. A guest that is busy is waited for half a second, then told without.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn usage(&self) -> Result<Usage, RequestError> {
+        Ok(self.system.usage(self.name.clone()).await?.into())
     }
 
     /// Runs a command in its guest, beside its workload.

@@ -51,6 +51,8 @@ fn help_and_completions_are_there() {
         &["--help"][..],
         &["run", "--help"],
         &["ps", "--help"],
+        &["top", "--help"],
+        &["list", "--help"],
         &["events", "--help"],
         &["start", "--help"],
         &["stop", "--help"],
@@ -262,4 +264,49 @@ fn a_shell_that_asks_gets_the_names_of_workers_and_options() {
         script.contains("complete") && script.contains("iii-super"),
         "{script}"
     );
+}
+
+#[test]
+fn who_begins_is_told_how() {
+    let empty = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    for command in ["run", "list", "config", "ps", "top"] {
+        let mut program = program();
+        program.arg(command).current_dir(&empty);
+        let (code, stdout, stderr) = run(program.env("III_HOME", home.path()));
+        assert_eq!((code, &*stdout), (2, ""), "{command}: {stderr}");
+        assert!(
+            stderr.contains("make one with `iii-super add NAME -- COMMAND`"),
+            "{command}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn workers_are_listed_without_a_supervisor() {
+    let dir = directory(SOUND);
+    let home = tempfile::tempdir().unwrap();
+    let list = |args: &[&str]| {
+        let mut program = program();
+        program.arg("list").args(args).current_dir(&dir);
+        run(program.env("III_HOME", home.path()))
+    };
+    let (code, stdout, stderr) = list(&[]);
+    assert_eq!((code, &*stderr), (0, ""));
+    assert_eq!(
+        stdout,
+        "NAME  STATE  ROOT  PORTS  COMMAND\n\
+         web   -      host  -      sleep 1\n\
+         api   -      host  -      sleep 2\n"
+    );
+    let (code, stdout, _) = list(&["--json", "api"]);
+    let listed: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(listed[0]["command"], serde_json::json!(["sleep", "2"]));
+    assert_eq!(listed[0]["state"], serde_json::Value::Null);
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    let (code, _, stderr) = list(&["apu"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("did you mean"), "{stderr}");
+    assert!(!home.path().join("projects").exists(), "it makes nothing");
 }

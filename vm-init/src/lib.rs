@@ -25,6 +25,7 @@ pub mod exec;
 pub mod health;
 pub mod kernel_log;
 pub mod launch;
+mod memory;
 pub mod outbound;
 pub mod output;
 pub mod pid1;

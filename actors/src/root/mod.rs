@@ -25,8 +25,8 @@ use self::replace::Renewal;
 pub use self::replace::ReplaceError;
 pub(crate) use self::replace::{Listeners, Replace};
 pub(crate) use self::requests::{
-    Add, Announce, AwaitIdle, InjectInto, QueryStatus, QueryStatuses, Remove, RequestRestart,
-    RequestStart, RequestStop, StopAll, StopSeveral, Until, WaitFor,
+    Add, Announce, AwaitIdle, InjectInto, Inquire, QueryStatus, QueryStatuses, Remove,
+    RequestRestart, RequestStart, RequestStop, StopAll, StopSeveral, Until, WaitFor,
 };
 pub use self::requests::{AddError, InjectError, RequestError, WorkerStatus};
 use crate::death_watch::{Death, DeathGuard};
@@ -36,6 +36,7 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::{Processes, Roster};
 use crate::runtime::Arbiters;
 use crate::tree::ChildEnd;
+use crate::usage::NetworkMeter;
 use crate::worker::{
     Dismiss, Outcome, Progress, StartWorker, StopWorker, WorkerParts, WorkerReport,
     WorkerSupervisor,
@@ -47,6 +48,7 @@ struct Worker {
     address: Option<Addr<WorkerSupervisor>>,
     incarnation: u64,
     processes: Processes,
+    meter: NetworkMeter,
     memory: WorkerMemory,
     facts: Facts,
     removal: Removal,
@@ -71,9 +73,21 @@ struct Facts {
     since: Duration,
     boot: Option<BootId>,
     vmm_pid: Option<u32>,
+    vm_since: Option<Duration>,
     workload: Option<GuestPid>,
+    workload_since: Option<Duration>,
     workload_starts: u64,
     last_exit: Option<Exit>,
+}
+
+impl Facts {
+    fn no_vm(&mut self) {
+        self.boot = None;
+        self.vmm_pid = None;
+        self.vm_since = None;
+        self.workload = None;
+        self.workload_since = None;
+    }
 }
 
 /// The outcome of every worker.
@@ -193,6 +207,7 @@ impl RootSupervisor {
             plan: Arc::clone(&worker.plan),
             arbiters: Arc::clone(&self.arbiters),
             processes: worker.processes.clone(),
+            meter: worker.meter.clone(),
             incarnation,
             boots: worker.memory.boots,
             restarts: worker.memory.restarts.clone(),
@@ -271,11 +286,13 @@ impl Handler<WorkerReport> for RootSupervisor {
         if worker.incarnation != incarnation {
             return;
         }
+        let now = self.env.bus.now();
         let facts = &mut worker.facts;
         let input = match progress {
             Progress::VmStarted { boot, boots, pid } => {
                 facts.boot = Some(boot);
                 facts.vmm_pid = Some(pid);
+                facts.vm_since = Some(now);
                 worker.memory.boot = Some(boot);
                 worker.memory.boots = boots;
                 worker.keep(&name, self.env.keeper.as_deref());
@@ -283,6 +300,7 @@ impl Handler<WorkerReport> for RootSupervisor {
             }
             Progress::WorkloadStarted(pid) => {
                 facts.workload = Some(pid);
+                facts.workload_since = Some(now);
                 facts.workload_starts += 1;
                 FleetInput::WorkloadStarted
             }
@@ -292,13 +310,12 @@ impl Handler<WorkerReport> for RootSupervisor {
             }
             Progress::WorkloadExited(exit) => {
                 facts.workload = None;
+                facts.workload_since = None;
                 facts.last_exit = Some(exit);
                 FleetInput::WorkloadDown
             }
             Progress::VmDown => {
-                facts.workload = None;
-                facts.vmm_pid = None;
-                facts.boot = None;
+                facts.no_vm();
                 FleetInput::WorkloadDown
             }
             Progress::Restarting(restarts) => {
@@ -337,8 +354,7 @@ impl Handler<WorkerDown> for RootSupervisor {
             return;
         }
         worker.address = None;
-        worker.facts.workload = None;
-        worker.facts.vmm_pid = None;
+        worker.facts.no_vm();
         if worker.removal == Removal::Dismissed {
             let now = self.env.bus.now();
             return self.perform(Vec::new(), now, ctx);

@@ -1,10 +1,12 @@
 //! What RootSupervisor is asked from outside, and what it answers.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use iii_proto::control::GuestMemory;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
 use iii_proto::restart::{Exit, RestartTracker};
 use serde::Serialize;
@@ -18,6 +20,8 @@ use crate::event::{ActorKind, EventKind};
 use crate::exec::{self, ExecError};
 use crate::memory::WorkerMemory;
 use crate::plan::WorkerPlan;
+use crate::tree::ChildState;
+use crate::usage::{GUEST_PATIENCE, Measure, NetworkMeter, NetworkUsage, PartUsage, WorkerUsage};
 use crate::worker::{Fault, FilesChanged, Inject, Outcome, RestartPart, Scope};
 
 /// A worker at one moment.
@@ -40,8 +44,12 @@ pub struct WorkerStatus {
     pub boots: u64,
     /// The host's process id of the shim above the VMM.
     pub vmm_pid: Option<u32>,
+    /// Since when that VM runs, from the Unix epoch.
+    pub vm_since: Option<Duration>,
     /// The workload's main process, in the guest.
     pub workload: Option<GuestPid>,
+    /// Since when that process runs, from the Unix epoch.
+    pub workload_since: Option<Duration>,
     /// Starts of the workload under this supervisor.
     pub workload_starts: u64,
     /// Restarts of the VM after failures.
@@ -123,7 +131,9 @@ impl RootSupervisor {
             boot: worker.facts.boot,
             boots: worker.memory.boots,
             vmm_pid: worker.facts.vmm_pid,
+            vm_since: worker.facts.vm_since,
             workload: worker.facts.workload,
+            workload_since: worker.facts.workload_since,
             workload_starts: worker.facts.workload_starts,
             vm_restarts: vm.map_or(0, |memory| memory.total),
             last_exit: worker.facts.last_exit.clone(),
@@ -233,6 +243,7 @@ impl Handler<Add> for RootSupervisor {
             address: None,
             incarnation: 0,
             processes: self.roster.enlist(),
+            meter: NetworkMeter::default(),
             memory: WorkerMemory {
                 state: WorkerState::Stopped,
                 ..memory
@@ -517,6 +528,83 @@ impl Handler<QueryStatuses> for RootSupervisor {
                 .filter_map(|name| self.status(name))
                 .collect(),
         )
+    }
+}
+
+/// What does this worker use?
+#[derive(Debug, Message)]
+#[rtype(result = "Result<Inquiry, RequestError>")]
+pub(crate) struct Inquire(pub(crate) WorkerName);
+
+/// What RootSupervisor knows of a worker's usage, and where the rest comes from.
+#[derive(Debug)]
+pub(crate) struct Inquiry {
+    programs: Vec<(ActorKind, u32)>,
+    restarts: BTreeMap<ActorKind, u64>,
+    network: Option<NetworkUsage>,
+    cpus: u8,
+    memory: u64,
+    parts: oneshot::Receiver<Vec<(ActorKind, ChildState)>>,
+    guest: oneshot::Receiver<GuestMemory>,
+}
+
+impl Inquiry {
+    /// Waits for those who know the rest, for the guest not for long.
+    pub(crate) async fn answered(self) -> WorkerUsage {
+        // Without a tree nobody answers, and the senders are dropped at once.
+        let states = self.parts.await.unwrap_or_default();
+        let guest = tokio::time::timeout(GUEST_PATIENCE, self.guest).await;
+        let part = |(actor, state)| PartUsage {
+            actor,
+            state,
+            restarts: self.restarts.get(&actor).copied().unwrap_or(0),
+            pid: (self.programs.iter())
+                .find(|(owner, _)| *owner == actor)
+                .map(|(_, pid)| *pid),
+        };
+        WorkerUsage {
+            parts: states.into_iter().map(part).collect(),
+            network: self.network,
+            // What a guest says is no more than it can have.
+            guest_memory: guest.ok().and_then(Result::ok).map(|said| {
+                let total = said.total.min(self.memory);
+                GuestMemory {
+                    total,
+                    available: said.available.min(total),
+                }
+            }),
+            cpus: self.cpus,
+            memory: self.memory,
+        }
+    }
+}
+
+impl Handler<Inquire> for RootSupervisor {
+    type Result = Result<Inquiry, RequestError>;
+
+    fn handle(&mut self, Inquire(name): Inquire, _: &mut Self::Context) -> Self::Result {
+        let Some(worker) = self.workers.get(&name) else {
+            return Err(RequestError::Unknown(name));
+        };
+        let (tell_parts, parts) = oneshot::channel();
+        let (tell_memory, guest) = oneshot::channel();
+        if let Some(address) = &worker.address {
+            address.do_send(Measure {
+                parts: tell_parts,
+                memory: tell_memory,
+            });
+        }
+        let spec = &worker.plan.spec;
+        let restarts = worker.memory.restarts.iter();
+        Ok(Inquiry {
+            programs: worker.processes.programs(),
+            restarts: restarts.map(|(actor, m)| (*actor, m.total)).collect(),
+            network: worker.plan.has_network().then(|| worker.meter.read()),
+            cpus: spec.resources.cpus,
+            memory: spec.resources.memory,
+            parts,
+            guest,
+        })
     }
 }
 

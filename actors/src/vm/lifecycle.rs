@@ -10,7 +10,7 @@
 use std::time::Duration;
 
 use iii_proto::PROTOCOL_VERSION;
-use iii_proto::control::{BootStage, GuestMessage, HostMessage, PowerOffReason};
+use iii_proto::control::{BootStage, GuestMemory, GuestMessage, HostMessage, PowerOffReason};
 use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
 
@@ -135,6 +135,13 @@ pub enum Effect {
     Emit(EventKind),
     /// Tell the guest.
     Send(HostMessage),
+    /// The guest has answered a question about its memory.
+    Measured {
+        /// Which question.
+        seq: u64,
+        /// Its answer.
+        memory: Option<GuestMemory>,
+    },
     /// SIGKILL to the VMM.
     Kill,
     /// The VMM is gone: read the ports to their end, then say `Drained`.
@@ -430,7 +437,8 @@ impl VmLifecycle {
             | GuestMessage::Ready { .. }
             | GuestMessage::Unhealthy { .. }
             | GuestMessage::Exited { .. }
-            | GuestMessage::Warning { .. } => self.report(message, out),
+            | GuestMessage::Warning { .. }
+            | GuestMessage::Measured { .. } => self.report(message, out),
         }
     }
 
@@ -458,6 +466,10 @@ impl VmLifecycle {
                 restarts,
             },
             GuestMessage::Warning { message } => EventKind::Warning { message },
+            GuestMessage::Measured { seq, memory } => {
+                out.push(Effect::Measured { seq, memory });
+                return;
+            }
             GuestMessage::Hello { .. }
             | GuestMessage::Alive { .. }
             | GuestMessage::PoweringOff { .. } => return,
@@ -475,7 +487,8 @@ impl VmLifecycle {
             | GuestMessage::Ready { .. }
             | GuestMessage::Unhealthy { .. }
             | GuestMessage::Exited { .. }
-            | GuestMessage::Warning { .. } => {
+            | GuestMessage::Warning { .. }
+            | GuestMessage::Measured { .. } => {
                 debug_assert!(now >= self.spawned_at);
                 self.report(message, out);
             }
@@ -575,6 +588,7 @@ fn name(message: &GuestMessage) -> &'static str {
         GuestMessage::Alive { .. } => "Alive",
         GuestMessage::Warning { .. } => "Warning",
         GuestMessage::PoweringOff { .. } => "PoweringOff",
+        GuestMessage::Measured { .. } => "Measured",
     }
 }
 

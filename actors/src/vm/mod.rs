@@ -17,7 +17,7 @@ use iii_firmware::initramfs;
 use iii_net::config::{DEFAULT_MTU, GUEST_MAC};
 use iii_proto::codec::encode_frame;
 use iii_proto::control::{
-    GuestFault, GuestMessage, HostMessage, MAX_CHANGED_PATHS, MAX_PATH_BYTES,
+    GuestFault, GuestMemory, GuestMessage, HostMessage, MAX_CHANGED_PATHS, MAX_PATH_BYTES,
 };
 use iii_proto::ids::{BootId, GuestPid};
 use iii_proto::restart::Exit;
@@ -40,6 +40,7 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::tail::Tail;
 use crate::tree::ChildEnd;
+use crate::usage::MemoryAnswer;
 use crate::worker::Progress;
 
 /// Told how far the worker has come.
@@ -59,6 +60,9 @@ pub(crate) struct VmActor {
     to_guest: Option<mpsc::UnboundedSender<Vec<u8>>>,
     exec: Option<ExecOwner>,
     process: Option<KillOnDrop>,
+    /// The last question about the guest's memory, and who waits for its answer.
+    question: u64,
+    curious: Vec<MemoryAnswer>,
     /// The control port once more, to be dropped by a fault; kept only where faults are allowed.
     control: Option<StdUnixStream>,
     console: Tail,
@@ -103,6 +107,8 @@ impl VmActor {
             to_guest: None,
             exec: None,
             process: None,
+            question: 0,
+            curious: Vec::new(),
             control: None,
             console: Tail::default(),
             stderr: Tail::default(),
@@ -138,6 +144,7 @@ impl VmActor {
                 }
             }
             Effect::Send(message) => self.send(&message),
+            Effect::Measured { seq, memory } => self.measured(seq, memory),
             Effect::Kill => {
                 if let Some(process) = &self.process
                     && let Err(error) = process.0.kill(Signal::SIGKILL)
@@ -176,6 +183,20 @@ impl VmActor {
                 }
             }
             Err(error) => tracing::error!(boot = %self.boot, %error, "failed to tell the guest"),
+        }
+    }
+
+    /// The guest's answer, or what it takes for one.
+    fn measured(&mut self, seq: u64, memory: Option<GuestMemory>) {
+        if seq != self.question {
+            tracing::debug!(boot = %self.boot, seq, "the guest answers what nobody has asked");
+            return;
+        }
+        for asker in self.curious.drain(..) {
+            if let Some(memory) = memory {
+                // It may not wait any more.
+                asker.send(memory).unwrap_or(());
+            }
         }
     }
 
@@ -543,6 +564,29 @@ impl Handler<Tell> for VmActor {
             }
             Tell::Fault(fault) => HostMessage::Fault(fault),
         });
+    }
+}
+
+/// How is the guest's memory? Dropped unanswered where no guest runs.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct MeasureGuest(pub(crate) MemoryAnswer);
+
+impl Handler<MeasureGuest> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, MeasureGuest(asker): MeasureGuest, _: &mut Self::Context) {
+        if self.lifecycle.state() != lifecycle::State::Running {
+            return;
+        }
+        // A guest that does not answer is asked again only when nobody waits any more.
+        self.curious.retain(|asker| !asker.is_closed());
+        if self.curious.is_empty() {
+            self.question += 1;
+            let seq = self.question;
+            self.send(&HostMessage::Measure { seq });
+        }
+        self.curious.push(asker);
     }
 }
 

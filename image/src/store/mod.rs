@@ -132,6 +132,11 @@ impl ImageStore {
         self.at("roots", &format!("{}.erofs", root.hex()))
     }
 
+    /// Where the file of an image's root is.
+    pub fn root_file(&self, record: &Record) -> PathBuf {
+        self.root_path(&record.root)
+    }
+
     fn index_path(&self) -> PathBuf {
         self.directory.join("index.json")
     }

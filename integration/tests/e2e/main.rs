@@ -34,3 +34,4 @@ mod requests;
 mod secrets;
 mod service;
 mod state;
+mod top;

@@ -22,6 +22,7 @@ mod running;
 pub(super) use logs::LogsArguments;
 pub(super) use running::{
     EventsArguments, ExecArguments, PsArguments, RestartArguments, StartArguments, StopArguments,
+    TopArguments,
 };
 
 /// How `run --detach` starts the run.
@@ -109,13 +110,38 @@ Examples:
 FOR is how long a worker has been in its state, PID the host's process above its VM, PORTS what the
 host publishes: its address and the guest's port. HEALTH is what the worker's probe says.
 
+With --stats: UPTIME of the workload's process; CPU of one core, over half a second, and MEMORY of this
+host that the VM and its file server take; IN GUEST what of the VM's memory is used, as its kernel says;
+what was RECEIVED and SENT since the supervisor's start, and open connections.
+
+With --size: what is used of each disk and how much it can hold, and what output and image take.
+
 Exit codes: 0 shown; 1 the supervisor does not answer; 2 bad input; 3 no supervisor runs.
 
 Examples:
   iii-super ps                         the workers of ./iii.workers.yaml
   iii-super ps --all-projects          every supervisor of this user
+  iii-super ps --stats                 what they use; iii-super top goes on showing it
+  iii-super ps --size                  what they take of the disk
   iii-super ps --json | jq -r '.workers[] | select(.state != \"ready\").name'")]
     Ps(PsArguments),
+    /// Show on a screen what the workers of a running supervisor are doing, as it changes
+    #[command(after_help = "\
+Each worker with its parts, what it uses (as iii-super ps --stats says), and what the selected one
+writes.
+
+Keys: up and down select a worker, r restarts it, s stops or starts it, e shows the parts of all,
+PgUp and PgDn scroll the log, ? helps, q quits; workers go on. If the supervisor ends, the next one of
+this workers file is shown when it runs.
+
+Exit codes: 0 quit, or shown; 1 the supervisor does not answer; 2 bad input, or no terminal; 3 no
+supervisor runs; 128 and the number of the signal that ended it.
+
+Examples:
+  iii-super top                        of ./iii.workers.yaml
+  iii-super top --once                 one frame, as plain text
+  iii-super top --json | jq -c '[.name, .cpu_percent, .usage.memory]'")]
+    Top(TopArguments),
     /// Show what has happened to the workers of a running supervisor, and what happens
     #[command(after_help = "\
 The supervisor keeps some thousand events; a worker's own lines are not among them. --json prints
@@ -200,6 +226,19 @@ Examples:
   iii-super logs --since 10m           of the last ten minutes
   iii-super logs --since 2026-01-31T18:30 --until 2026-01-31T18:45 --timestamps")]
     Logs(LogsArguments),
+    /// List the workers of the workers file, and how those of them are that run
+    #[command(
+        visible_alias = "ls",
+        after_help = "\
+It needs no supervisor: STATE is - where none runs. ROOT is the host's own /usr, or an image.
+
+Exit codes: 0 listed; 1 the supervisor does not answer; 2 the file has faults.
+
+Examples:
+  iii-super list                       of ./iii.workers.yaml
+  iii-super list --json | jq -r '.[].name'"
+    )]
+    List(FileArguments),
     /// Show what a workers file means, with secrets masked; start nothing
     #[command(after_help = "\
 Examples:

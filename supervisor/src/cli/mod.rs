@@ -18,6 +18,7 @@ mod exec;
 mod firmware;
 mod image;
 mod keys;
+mod list;
 mod logs;
 mod man;
 mod progress;
@@ -29,6 +30,8 @@ mod say;
 mod service;
 mod signals;
 mod since;
+mod top;
+mod usage;
 mod workers;
 
 #[cfg(test)]
@@ -68,12 +71,14 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(&args, &arguments.colour),
         Command::Dev(args) => dev::run(&args, &arguments.colour),
         Command::Ps(args) => ps::run(&args, &arguments.colour),
+        Command::Top(args) => top::run(&args, &arguments.colour),
         Command::Events(args) => events::run(&args, &arguments.colour),
         Command::Start(args) => workers::start(&args),
         Command::Stop(args) => workers::stop(&args),
         Command::Restart(args) => workers::restart(&args),
         Command::Exec(args) => exec::run(&args),
         Command::Logs(args) => logs::run(&args, &arguments.colour),
+        Command::List(args) => list::run(&args, &arguments.colour),
         Command::Config(args) => config::run(&args),
         Command::Add(args) => edit::add(&args),
         Command::Remove(args) => edit::remove(&args),

@@ -103,7 +103,8 @@ async fn tell(mut answer: Answer, as_json: bool, awaited: bool) -> Result<u8, Fa
                 answer.ended().await;
                 break;
             }
-            Reply::Event(_)
+            Reply::Usage(_)
+            | Reply::Event(_)
             | Reply::Log(_)
             | Reply::Missed(_)
             | Reply::Reloaded(_)

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use iii_actors::{Outcome, Scope, WorkerState, WorkerStatus};
 use iii_proto::exec::{SessionId, TerminalSize};
@@ -9,6 +10,8 @@ use iii_proto::ids::{BootId, GuestPid, WorkerName};
 use iii_proto::restart::Exit;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use crate::usage::Usage;
 
 /// Of everything here. Raised when an old end would misunderstand a new one.
 pub const PROTOCOL: u32 = 1;
@@ -60,6 +63,8 @@ impl Call {
 pub enum Request {
     /// How all workers are: a [`Reply::Worker`] for each, in the order of their names.
     Status,
+    /// How workers are, and what they use: a [`Reply::Usage`] for each, in the order of their names.
+    Usage(UsageRequest),
     /// What has happened lately, and what will.
     Events(EventsRequest),
     /// What workloads have written lately, and what they will.
@@ -204,6 +209,24 @@ pub struct Ended {
     pub code: u8,
 }
 
+/// Whose usage.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsageRequest {
+    /// None: that of all.
+    #[serde(default)]
+    pub workers: Vec<WorkerName>,
+}
+
+/// A worker and what it uses, at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerUsage {
+    /// How it is.
+    #[serde(flatten)]
+    pub worker: WorkerInfo,
+    /// What it uses.
+    pub usage: Usage,
+}
+
 /// Which events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventsRequest {
@@ -238,6 +261,8 @@ pub struct LogsRequest {
 pub enum Reply {
     /// A worker as it is now.
     Worker(Box<WorkerInfo>),
+    /// A worker as it is now, and what it uses.
+    Usage(Box<WorkerUsage>),
     /// An event, as `run --json` has it.
     Event(Box<RawValue>),
     /// A line of output, as `run --json` has it.
@@ -321,8 +346,14 @@ pub struct WorkerInfo {
     pub boots: u64,
     /// The host's process above the VMM.
     pub vmm_pid: Option<u32>,
+    /// Since when that VM runs, in milliseconds of the Unix epoch.
+    #[serde(default)]
+    pub vm_since_unix_ms: Option<u64>,
     /// The workload's main process, in the guest.
     pub workload_pid: Option<GuestPid>,
+    /// Since when that process runs, in milliseconds of the Unix epoch.
+    #[serde(default)]
+    pub workload_since_unix_ms: Option<u64>,
     /// Starts of the workload, its first one included.
     pub starts: u64,
     /// Restarts of the VM after failures.
@@ -365,12 +396,14 @@ impl From<WorkerStatus> for WorkerInfo {
             probed: status.probed,
             name: status.name,
             state: status.state,
-            since_unix_ms: u64::try_from(status.since.as_millis()).unwrap_or(u64::MAX),
+            since_unix_ms: milliseconds(status.since),
             waits_for: status.waits_for,
             boot: status.boot,
             boots: status.boots,
             vmm_pid: status.vmm_pid,
+            vm_since_unix_ms: status.vm_since.map(milliseconds),
             workload_pid: status.workload,
+            workload_since_unix_ms: status.workload_since.map(milliseconds),
             starts: status.workload_starts,
             vm_restarts: status.vm_restarts,
             last_exit: status.last_exit,
@@ -378,6 +411,10 @@ impl From<WorkerStatus> for WorkerInfo {
             ports: ports.map(|(host, guest)| Port { host, guest }).collect(),
         }
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn health(status: &WorkerStatus) -> Option<Health> {

@@ -35,6 +35,7 @@ impl Lines {
                 return Ok(());
             }
             Reply::Worker(_)
+            | Reply::Usage(_)
             | Reply::Reloaded(_)
             | Reply::Opened(_)
             | Reply::Done

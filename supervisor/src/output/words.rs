@@ -1,4 +1,4 @@
-//! Times in few words.
+//! Times and sizes in few words.
 
 use std::time::{Duration, SystemTime};
 
@@ -32,9 +32,54 @@ fn short(time: Duration) -> String {
     }
 }
 
+/// Bytes in three digits or so: `0B`, `512B`, `1.5KiB`, `64MiB`, `1.21GiB`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return format!("{bytes}B");
+    }
+    let mut number = bytes as f64 / 1024.0;
+    let mut units = UNITS.iter();
+    let mut unit = units.next().copied().unwrap_or_default();
+    for next in units {
+        // What would be rounded to 1024 is one of the next.
+        if number < 1023.5 {
+            break;
+        }
+        number /= 1024.0;
+        unit = next;
+    }
+    let digits = match number {
+        _ if number.fract() == 0.0 => 0,
+        ..9.995 => 2,
+        ..99.95 => 1,
+        _ => 0,
+    };
+    format!("{number:.digits$}{unit}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_said_in_three_digits() {
+        for (count, expected) in [
+            (0, "0B"),
+            (1023, "1023B"),
+            (1024, "1KiB"),
+            (1536, "1.50KiB"),
+            (10 * 1024 + 100, "10.1KiB"),
+            (1024 * 1024 - 1, "1.00MiB"),
+            (64 << 20, "64MiB"),
+            ((64 << 20) + 1, "64.0MiB"),
+            (300 * (1 << 20) + 5000, "300MiB"),
+            (1_300_000_000, "1.21GiB"),
+            (u64::MAX, "16EiB"),
+        ] {
+            assert_eq!(bytes(count), expected, "{count}");
+        }
+    }
 
     #[test]
     fn the_two_greatest_units_are_said() {

@@ -237,8 +237,10 @@ impl WorkersFile {
 
 fn read(path: &Path) -> Result<String, WorkersFileError> {
     let fail = |source: std::io::Error| {
-        let remedy = (source.kind() == std::io::ErrorKind::NotFound)
-            .then_some("name the file with -f FILE, or change into its directory");
+        let remedy = (source.kind() == std::io::ErrorKind::NotFound).then_some(
+            "name the file with -f FILE, change into its directory, or make one with \
+                 `iii-super add NAME -- COMMAND`",
+        );
         WorkersFileError::Read {
             path: path.to_owned(),
             source,

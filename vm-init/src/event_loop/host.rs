@@ -75,6 +75,7 @@ impl EventLoop {
                 self.announce()
             }
             HostMessage::Fault(fault) => self.on_fault(fault),
+            HostMessage::Measure { seq } => self.measure(seq),
         }
     }
 
@@ -92,6 +93,18 @@ impl EventLoop {
             if let Err(errno) = clock::apply(correction) {
                 self.warn(format!("failed to set the guest's clock: {errno}"))?;
             }
+        }
+        Ok(())
+    }
+
+    /// As an ordinary process the memory is somebody else's machine's.
+    pub(super) fn measure(&mut self, seq: u64) -> Result<(), LoopError> {
+        let memory = match self.settings.owns_machine {
+            true => crate::memory::read(),
+            false => None,
+        };
+        if self.control.out.bytes() < CONTROL_HIGH_WATER {
+            self.control.send(&GuestMessage::Measured { seq, memory })?;
         }
         Ok(())
     }

@@ -332,7 +332,7 @@ proptest! {
                     }
                     Effect::Send(_) => prop_assert!(spawned && !reaped),
                     Effect::Kill => prop_assert!(spawned && !reaped),
-                    Effect::Emit(_) | Effect::Drain => {}
+                    Effect::Emit(_) | Effect::Measured { .. } | Effect::Drain => {}
                 }
             }
         }

@@ -60,6 +60,7 @@ impl World {
         for effect in vm.core.on(input, self.now, 0) {
             match effect {
                 Effect::Emit(kind) => self.tell(name, &kind),
+                Effect::Measured { .. } => {}
                 Effect::Send(message) => self.after(STEP, name, Due::HostSays(life, message)),
                 Effect::Kill => self.vmm_ends(name, REAP),
                 Effect::Drain => self.after(STEP, name, Due::Vm(life, VmInput::Drained)),
@@ -143,7 +144,8 @@ impl World {
             | HostMessage::LogAck { .. }
             | HostMessage::DropCaches
             | HostMessage::FilesChanged { .. }
-            | HostMessage::Fault(_) => {}
+            | HostMessage::Fault(_)
+            | HostMessage::Measure { .. } => {}
         }
     }
 

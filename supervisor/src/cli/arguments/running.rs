@@ -19,7 +19,26 @@ pub(crate) struct PsArguments {
     /// Every running supervisor of this user, whatever its file
     #[arg(short, long, conflicts_with = "file")]
     pub(crate) all_projects: bool,
+    /// What each worker uses: CPU, memory, network
+    #[arg(short, long)]
+    pub(crate) stats: bool,
+    /// What each worker takes of the disk: a root that persists, other disks, output, its image
+    #[arg(long)]
+    pub(crate) size: bool,
     /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArguments {
+    /// The workers file
+    #[arg(short, long, value_name = "FILE", default_value = FILE_NAME)]
+    pub(crate) file: PathBuf,
+    /// Print one frame as plain text, with all workers, and end
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print one JSON object for each worker, and end
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -225,6 +225,7 @@ async fn handle(
             answer.flush_soon().await?;
             Ok(Ok(End::Done))
         }
+        Request::Usage(wanted) => requests::usage(&wanted, answer, shared).await,
         Request::Events(wanted) => {
             let known = known(shared, &wanted.workers).await;
             let place = match known.and_then(|()| place(shared, wanted.follow)) {

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use iii_actors::exec::{ExecOutput, ExecReceiver, ExecRequest, ExecSession, ExecStdin};
+use iii_actors::exec::{ExecError, ExecOutput, ExecReceiver, ExecRequest, ExecSession, ExecStdin};
 use iii_proto::codec::{CodecError, FrameReader, encode_frame};
 use iii_proto::exec::window::{ReceiveWindow, SendWindow, WindowError};
 use iii_proto::exec::{GuestFrame, HostFrame};
@@ -80,12 +80,29 @@ pub(super) async fn run(
     request.stdin = call.stdin;
     let session = match shared.supervisor.exec(name, request).await {
         Ok(session) => session,
-        Err(error) => return Ok(Err(Refusal::new(RefusalKind::Failed, error))),
+        Err(error) => {
+            let message = format!("{error}{}", remedy(&error));
+            return Ok(Err(Refusal::new(RefusalKind::Failed, message)));
+        }
     };
     answer.put(&Reply::Opened(Opened { pid: session.pid() }))?;
     answer.flush_soon().await?;
     relay(session, reader.into_inner(), answer.stream()).await?;
     Ok(Ok(End::Frames))
+}
+
+/// What the user can do about it.
+fn remedy(error: &ExecError) -> String {
+    match error {
+        ExecError::NotRunning {
+            worker,
+            state: "complete" | "stopped" | "failed",
+        } => format!("; start it with `iii-super start {worker}`"),
+        ExecError::NotRunning { worker, .. } => {
+            format!("; `iii-super start --wait {worker}` returns when it is ready")
+        }
+        _ => String::new(),
+    }
 }
 
 /// Serves the client until the command has ended and this is told, or the client is gone: then the

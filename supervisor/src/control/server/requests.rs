@@ -15,7 +15,7 @@ use super::{Order, Shared, until};
 use crate::control::line::LineReader;
 use crate::control::protocol::{
     Refusal, RefusalKind, ReloadRequest, Reloaded, Reply, RestartRequest, RestartScope,
-    ShutdownRequest, StartRequest, StopRequest, WorkerInfo,
+    ShutdownRequest, StartRequest, StopRequest, UsageRequest, WorkerInfo, WorkerUsage,
 };
 use crate::reload::ReloadError;
 use crate::{Shutdown, Worker};
@@ -212,6 +212,39 @@ pub(super) async fn reload(
         removed: changes.removed,
         unchanged: changes.unchanged,
     }))?;
+    Ok(Ok(End::Done))
+}
+
+/// Tells what workers use. They are asked all at once: a guest that does not answer is waited for.
+pub(super) async fn usage(
+    wanted: &UsageRequest,
+    answer: &mut Answer,
+    shared: &Shared,
+) -> Result<Done, Broken> {
+    let workers = match select(&wanted.workers, shared).await {
+        Ok(workers) => workers,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let asked = workers.into_iter().map(|worker| {
+        tokio::spawn(async move {
+            let (status, usage) = tokio::join!(worker.status(), worker.usage());
+            Ok::<_, RequestError>(WorkerUsage {
+                worker: status?.into(),
+                usage: usage?,
+            })
+        })
+    });
+    // Each goes on by itself; they are told in order.
+    for told in asked.collect::<Vec<_>>() {
+        match told.await {
+            Ok(Ok(usage)) => answer.put(&Reply::Usage(Box::new(usage)))?,
+            // It was removed meanwhile.
+            Ok(Err(RequestError::Unknown(_))) => {}
+            Ok(Err(error)) => return Ok(Err(refusal(&error))),
+            Err(error) => return Ok(Err(Refusal::new(RefusalKind::Failed, error))),
+        }
+    }
+    answer.flush_soon().await?;
     Ok(Ok(End::Done))
 }
 

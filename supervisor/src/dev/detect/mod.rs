@@ -21,7 +21,7 @@ use self::tables::{INSTALLS, KINDS, STARTS};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DetectError {
     /// The path leads nowhere.
-    #[error("failed to find {}: {source}", path.display())]
+    #[error("failed to find {}: {source}; name the project's directory, or one program", path.display())]
     Missing {
         path: PathBuf,
         source: std::io::Error,

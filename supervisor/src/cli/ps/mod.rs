@@ -1,14 +1,20 @@
-//! `iii-super ps`: how the workers of a running supervisor are.
+//! `iii-super ps`: how the workers of a running supervisor are; with `--stats` what they use
+//! ([`stats`]), with `--size` what they take of the disk ([`sizes`]).
 
-use std::path::PathBuf;
+mod sizes;
+mod stats;
+
+use std::path::{Path, PathBuf};
 
 use iii_actors::{Outcome, WorkerState};
 use iii_firmware::home::IiiHome;
 use serde::Serialize;
 
+use self::sizes::{ProjectSizes, Sizes};
 use super::arguments::{Colour, PsArguments};
 use super::contact::{Failure, Project, block_on, workers};
 use super::say::{print, say};
+use super::usage::{self, INTERVAL, Measured, by_name, compare, restarts};
 use super::{OK, REFUSED};
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Greeting, Health, WorkerInfo};
@@ -20,14 +26,65 @@ use crate::output::words;
 struct Running {
     #[serde(flatten)]
     greeting: Greeting,
-    workers: Vec<WorkerInfo>,
+    workers: Vec<Row>,
+    #[serde(skip)]
+    sizes: Option<ProjectSizes>,
+}
+
+/// A worker and what was asked about it.
+#[derive(Debug, Serialize)]
+struct Row {
+    #[serde(flatten)]
+    shown: Shown,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sizes: Option<Sizes>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Shown {
+    Worker(Box<WorkerInfo>),
+    Measured(Box<Measured>),
+}
+
+impl Row {
+    fn worker(&self) -> &WorkerInfo {
+        match &self.shown {
+            Shown::Worker(worker) => worker,
+            Shown::Measured(measured) => &measured.worker.worker,
+        }
+    }
+}
+
+impl Running {
+    fn human(&self, colour: bool) -> String {
+        let workers: Vec<&WorkerInfo> = self.workers.iter().map(Row::worker).collect();
+        if workers.is_empty() {
+            return String::from("no workers\n");
+        }
+        let measured = self.workers.iter().map(|row| match &row.shown {
+            Shown::Worker(_) => None,
+            Shown::Measured(measured) => Some(&**measured),
+        });
+        let mut parts = Vec::new();
+        if let Some(measured) = measured.collect::<Option<Vec<&Measured>>>() {
+            parts.push(stats::human(&measured, words::now_unix_ms(), colour));
+        }
+        if let Some(sizes) = &self.sizes {
+            parts.push(sizes.human(&workers, colour));
+        }
+        if parts.is_empty() {
+            parts.push(human(&workers, colour));
+        }
+        parts.join("\n")
+    }
 }
 
 pub(super) fn run(args: &PsArguments, colour: &Colour) -> u8 {
     let colour = colour.of_stdout();
     block_on(async {
         let text = if args.all_projects {
-            let running = all().await?;
+            let running = all(args).await?;
             if args.json {
                 json(&running)?
             } else if running.is_empty() {
@@ -36,30 +93,61 @@ pub(super) fn run(args: &PsArguments, colour: &Colour) -> u8 {
             } else {
                 let pieces: Vec<String> = running
                     .iter()
-                    .map(|running| heading(&running.greeting) + &human(&running.workers, colour))
+                    .map(|running| heading(&running.greeting) + &running.human(colour))
                     .collect();
                 pieces.join("\n")
             }
         } else {
-            let running = ask(Project::of(&args.file)?.connect().await?).await?;
+            let project = Project::of(&args.file)?;
+            let client = project.connect().await?;
+            let running = ask(client, project.directory(), args).await?;
             if args.json {
                 json(&running)?
             } else {
-                human(&running.workers, colour)
+                running.human(colour)
             }
         };
         Ok(print(&text))
     })
 }
 
-async fn ask(client: Client) -> Result<Running, Failure> {
+/// Asks the supervisor of a state directory, and looks at the directory where that is wanted.
+async fn ask(client: Client, directory: &Path, args: &PsArguments) -> Result<Running, Failure> {
     let greeting = client.greeting.clone();
-    let workers = workers(client).await?;
-    Ok(Running { greeting, workers })
+    let mut rows: Vec<Row> = if args.stats {
+        let before = by_name(&usage::ask(client).await?);
+        tokio::time::sleep(INTERVAL).await;
+        let now = usage::ask(Client::connect(directory).await?).await?;
+        let row = |measured| Row {
+            shown: Shown::Measured(Box::new(measured)),
+            sizes: None,
+        };
+        compare(&before, now).into_iter().map(row).collect()
+    } else {
+        let row = |worker| Row {
+            shown: Shown::Worker(Box::new(worker)),
+            sizes: None,
+        };
+        workers(client).await?.into_iter().map(row).collect()
+    };
+    let mut sizes = None;
+    if args.size {
+        let home = IiiHome::from_env().map_err(|error| Failure::new(REFUSED, error))?;
+        let found = ProjectSizes::look(&home, directory, &greeting.file)?;
+        for row in &mut rows {
+            row.sizes = Some(found.of(&row.worker().name));
+        }
+        sizes = Some(found);
+    }
+    Ok(Running {
+        greeting,
+        workers: rows,
+        sizes,
+    })
 }
 
 /// Every supervisor of this user. One that cannot be asked is said, and hides no other.
-async fn all() -> Result<Vec<Running>, Failure> {
+async fn all(args: &PsArguments) -> Result<Vec<Running>, Failure> {
     let home = IiiHome::from_env().map_err(|error| Failure::new(REFUSED, error))?;
     let projects = home.path().join("projects");
     let mut directories: Vec<PathBuf> = match std::fs::read_dir(&projects) {
@@ -74,7 +162,7 @@ async fn all() -> Result<Vec<Running>, Failure> {
     let mut running = Vec::new();
     for directory in directories {
         match Client::connect(&directory).await {
-            Ok(client) => running.push(ask(client).await?),
+            Ok(client) => running.push(ask(client, &directory, args).await?),
             Err(ClientError::NotRunning) => {}
             Err(error) => say(format_args!("{}: {error}", directory.display())),
         }
@@ -98,10 +186,7 @@ fn heading(greeting: &Greeting) -> String {
     )
 }
 
-fn human(workers: &[WorkerInfo], colour: bool) -> String {
-    if workers.is_empty() {
-        return String::from("no workers\n");
-    }
+fn human(workers: &[&WorkerInfo], colour: bool) -> String {
     let now = words::now_unix_ms();
     let rows = workers.iter().map(|worker| row(worker, now, colour));
     let heading = [
@@ -124,10 +209,6 @@ fn row(worker: &WorkerInfo, now: u64, colour: bool) -> [Cell; 8] {
         .iter()
         .map(|port| format!("{}->{}", port.host, port.guest))
         .collect();
-    let restarts = match (worker.starts.saturating_sub(1), worker.vm_restarts) {
-        (all, 0) => all.to_string(),
-        (all, vm) => format!("{all} ({vm} of the vm)"),
-    };
     let health = worker.health.map_or("-", |health| match health {
         Health::Pending => "pending",
         Health::Passing => "passing",
@@ -137,7 +218,7 @@ fn row(worker: &WorkerInfo, now: u64, colour: bool) -> [Cell; 8] {
         worker.name.as_str().into(),
         state(worker.state, colour),
         words::since(worker.since_unix_ms, now).into(),
-        restarts.into(),
+        restarts(worker).into(),
         health.into(),
         worker
             .boot
@@ -187,13 +268,13 @@ fn note(worker: &WorkerInfo) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::control::protocol::Port;
     use iii_proto::ids::{BootId, WorkerName};
     use std::time::Duration;
 
-    fn worker(name: &str) -> WorkerInfo {
+    pub(in crate::cli) fn worker(name: &str) -> WorkerInfo {
         WorkerInfo {
             name: WorkerName::new(name).unwrap(),
             state: WorkerState::Ready,
@@ -205,7 +286,9 @@ mod tests {
             boot: Some(BootId::from_random(7)),
             boots: 1,
             vmm_pid: Some(4711),
+            vm_since_unix_ms: None,
             workload_pid: None,
+            workload_since_unix_ms: None,
             starts: 1,
             vm_restarts: 0,
             last_exit: None,
@@ -228,7 +311,7 @@ mod tests {
         failed.vm_restarts = 2;
         failed.ports = Vec::new();
         failed.outcome = Some(Outcome::Failed("it \x1b[2J does not work".into()));
-        let text = human(&[failed, worker("web")], false);
+        let text = human(&[&failed, &worker("web")], false);
         let lines: Vec<Vec<&str>> = text
             .lines()
             .map(|line| line.split_whitespace().collect())
