@@ -56,8 +56,10 @@ deny: ## check licences, advisories and sources of all dependencies
 tools-run:
 	@./scripts/install $(RUN_PACKAGES)
 
+# Node has several origins, which exclude each other: any will do.
 tools-test: tools-run
 	@./scripts/install $(TEST_PACKAGES)
+	@command -v node >/dev/null && command -v npm >/dev/null || ./scripts/install nodejs npm
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod chaos;
+pub mod engine;
 pub mod http;
 pub mod images;
 pub mod program;

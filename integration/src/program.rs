@@ -88,7 +88,12 @@ impl Run {
 
     /// Waits for a line that holds this.
     pub fn line(&mut self, holds: &str) -> String {
-        let end = Instant::now() + PATIENCE;
+        self.line_within(PATIENCE, holds)
+    }
+
+    /// As [`Self::line`], for what takes longer than a VM does.
+    pub fn line_within(&mut self, limit: Duration, holds: &str) -> String {
+        let end = Instant::now() + limit;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {

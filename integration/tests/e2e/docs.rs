@@ -20,7 +20,11 @@ fn documents() -> Vec<(PathBuf, String)> {
     let mut found = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
     for directory in [
         "docs",
+        "examples/embed",
+        "examples/node-worker",
+        "examples/python-worker",
         "examples/quickstart",
+        "examples/rust-worker",
         "images/node",
         "images/python",
     ] {

@@ -21,6 +21,7 @@ mod dns;
 mod docs;
 mod doctor;
 mod edit;
+mod engine;
 mod exec;
 mod exec_command;
 mod failures;
