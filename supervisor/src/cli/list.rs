@@ -9,7 +9,7 @@ use super::arguments::{Colour, FileArguments};
 use super::contact::{Failure, Project, block_on, workers};
 use super::say::print;
 use super::usage::NONE;
-use super::{FAILED, OK, REFUSED, config, ps};
+use super::{FAILED, REFUSED, config, ps};
 use crate::control::client::ClientError;
 use crate::control::protocol::WorkerInfo;
 use crate::output::escape;
@@ -47,7 +47,7 @@ pub(super) fn run(args: &FileArguments, colour: &Colour) -> u8 {
             human(&listed, colour)
         };
         let code = print(&text);
-        Ok(code.max(OK))
+        Ok(code)
     })
 }
 
