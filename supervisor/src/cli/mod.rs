@@ -29,6 +29,7 @@ mod say;
 mod service;
 mod signals;
 mod since;
+mod vmm;
 mod workers;
 
 #[cfg(test)]
