@@ -14,9 +14,10 @@ use actix::prelude::*;
 use iii_proto::codec::FrameReader;
 use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
-use iii_proto::vfs::VfsEvent;
+use iii_proto::vfs::{VfsEvent, VfsExport};
 use iii_vfs::launch::{VfsLaunch, VhostDevice};
 use iii_vmm::process::{ChildExit, ChildSpec, KillOnDrop, Stdio};
+use iii_vmm::vmm::{ExportService, ExportSource, VmExport};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
@@ -195,19 +196,25 @@ impl Actor for FsActor {
     }
 }
 
-/// Start a server for this boot; answers with the VMM's ends of its devices.
+/// Have this boot's exports served in this way; answers with the VMM's devices.
 #[derive(Debug, Message)]
-#[rtype(result = "Result<Vec<VhostDevice>, String>")]
+#[rtype(result = "Result<Vec<VmExport>, String>")]
 pub(crate) struct Serve {
     pub(crate) boot: BootId,
+    pub(crate) by: ExportService,
 }
 
 impl Handler<Serve> for FsActor {
-    type Result = Result<Vec<VhostDevice>, String>;
+    type Result = Result<Vec<VmExport>, String>;
 
-    fn handle(&mut self, Serve { boot }: Serve, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Serve { boot, by }: Serve, ctx: &mut Self::Context) -> Self::Result {
         if self.plan.exports.is_empty() {
             return Ok(Vec::new());
+        }
+        match by {
+            ExportService::VhostUser => {}
+            // No server of ours: nothing of this boot can fail here.
+            ExportService::Vmm => return Ok(self.plan.exports.iter().map(directory).collect()),
         }
         let worker = self.plan.spec.name.as_str();
         let launch =
@@ -220,7 +227,24 @@ impl Handler<Serve> for FsActor {
             inherited: launch.inherited,
             events: launch.events,
         });
-        Ok(launch.devices)
+        Ok(launch.devices.into_iter().map(served).collect())
+    }
+}
+
+fn served(device: VhostDevice) -> VmExport {
+    VmExport {
+        tag: device.tag,
+        source: ExportSource::VhostUser(device.stream),
+    }
+}
+
+fn directory(export: &VfsExport) -> VmExport {
+    VmExport {
+        tag: export.tag.clone(),
+        source: ExportSource::Directory {
+            path: export.path.clone(),
+            read_only: export.read_only,
+        },
     }
 }
 

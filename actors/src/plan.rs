@@ -16,7 +16,8 @@ use iii_proto::ids::BootId;
 use iii_proto::vfs::VfsExport;
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::process::Spawner;
-use iii_vmm::vmm::{VmDisk, Vmm, VmmInfo};
+use iii_vmm::vmm::VmDisk;
+use iii_vmm::vmms::Vmms;
 
 use crate::event::EventBus;
 use crate::logs::LogBus;
@@ -26,10 +27,8 @@ use crate::spec::{NetworkMode, WorkerSpec};
 /// What all workers of a supervisor share.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// Runs the VMs.
-    pub vmm: Arc<dyn Vmm>,
-    /// What [`Vmm::check`] said.
-    pub vmm_info: VmmInfo,
+    /// What runs the VMs.
+    pub vmms: Arc<Vmms>,
     /// Starts every process.
     pub spawner: Spawner,
     /// Where helper binaries are looked for.

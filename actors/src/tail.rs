@@ -5,8 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes that are kept. A guest that floods its console gains nothing.
 const LIMIT: usize = 8 * 1024;
@@ -24,13 +23,25 @@ impl Tail {
     }
 
     /// Reads a stream to its end.
-    pub(crate) async fn read(self, mut stream: UnixStream) {
+    pub(crate) async fn read(self, stream: impl AsyncRead + Unpin) {
+        self.watch(stream, |_| ()).await;
+    }
+
+    /// Reads a stream to its end; `look` is shown what is kept after each read.
+    pub(crate) async fn watch(
+        self,
+        mut stream: impl AsyncRead + Unpin,
+        mut look: impl FnMut(&Self),
+    ) {
         let mut buffer = vec![0; 4096];
         loop {
             match stream.read(&mut buffer).await {
                 // A reset is the end of its writer, as an end of file is.
                 Ok(0) | Err(_) => return,
-                Ok(n) => self.push(&buffer[..n]),
+                Ok(n) => {
+                    self.push(&buffer[..n]);
+                    look(&self);
+                }
             }
         }
     }

@@ -41,6 +41,9 @@ pub enum ChildEnd {
     Done(Exit),
     /// It should not have ended.
     Failed(Exit),
+    /// It is to be started again at once, otherwise than before: no failure of its own, and nothing
+    /// is counted.
+    Again,
 }
 
 /// What the tree is told.
@@ -423,6 +426,8 @@ impl<C: Copy + Eq + std::fmt::Debug> Tree<C> {
         let exit = match end {
             ChildEnd::Done(exit) => return self.end(TreeEnd::Done { child: id, exit }),
             ChildEnd::Failed(exit) => exit,
+            // It is down; `advance` starts it. Those behind it are stopped first, as at a request.
+            ChildEnd::Again => return self.restart(id),
             ChildEnd::Stopped => Exit::Fault {
                 cause: "it stopped by itself".into(),
             },

@@ -556,7 +556,9 @@ impl Handler<ChildDown> for WorkerSupervisor {
             // Its restart is told as the VM's; that it was a panic of ours is told too.
             let cause = match &death.end {
                 crate::tree::ChildEnd::Failed(exit) => exit.to_string(),
-                crate::tree::ChildEnd::Stopped | crate::tree::ChildEnd::Done(_) => String::new(),
+                crate::tree::ChildEnd::Stopped
+                | crate::tree::ChildEnd::Done(_)
+                | crate::tree::ChildEnd::Again => String::new(),
             };
             self.emit(EventKind::ActorFailed {
                 actor: child,

@@ -6,6 +6,7 @@ mod confinement;
 mod limits;
 mod render;
 
+use iii_vmm::host::{HostFacts, TABLE};
 use serde::Serialize;
 
 pub use boot::{BootFailure, BootReport, Step, boot, render_boot};
@@ -86,6 +87,8 @@ pub struct Report {
     pub can_run: bool,
     /// In the order in which they matter.
     pub checks: Vec<Check>,
+    /// The kinds of hosts that are told apart.
+    pub hosts: Vec<HostKind>,
     /// A VM that was booted, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootReport>,
@@ -99,7 +102,31 @@ impl Report {
             version: env!("CARGO_PKG_VERSION"),
             can_run: checks.iter().all(|c| c.verdict != Verdict::Failure),
             checks,
+            hosts: host_kinds(&HostFacts::collect()),
             boot: None,
         }
     }
+}
+
+/// A kind of host, and how guests are run there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostKind {
+    /// What it is.
+    pub situation: &'static str,
+    /// `kvm` or `tcg`.
+    pub acceleration: String,
+    /// VMs have been run on such a host by this project.
+    pub proven: bool,
+    /// This host is of that kind.
+    pub this: bool,
+}
+
+fn host_kinds(facts: &HostFacts) -> Vec<HostKind> {
+    let kinds = TABLE.iter().map(|row| HostKind {
+        situation: row.situation,
+        acceleration: row.acceleration.to_string(),
+        proven: row.proven,
+        this: row.is_of(facts),
+    });
+    kinds.collect()
 }

@@ -26,6 +26,7 @@ mod disks;
 pub mod doctor;
 #[cfg(feature = "cli")]
 mod gate;
+mod host_vmms;
 mod images;
 pub mod log_store;
 mod order;
@@ -55,6 +56,7 @@ pub use iii_actors::{
 pub use iii_image::registry;
 pub use iii_proto::control::GuestMemory;
 pub use iii_proto::ids::WorkerName;
+pub use iii_vmm::choice::AccelerationWish;
 pub use prepare::{PrepareError, PrepareFault, PreparedWorker};
 pub use state::StateError;
 pub use streams::{EventStream, LogStream, Missed};

@@ -20,14 +20,15 @@ use iii_firmware::options::OptionsError;
 use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, Progress};
 use iii_image::registry::RegistryOptions;
 use iii_proto::ids::WorkerName;
+use iii_vmm::choice::{AccelerationWish, UnknownAcceleration};
 use iii_vmm::helpers::{self, HelperError, HelperPlaces};
-use iii_vmm::host::{HostFacts, virtualisation};
 use iii_vmm::process::{SpawnError, Spawner};
-use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::tsc;
-use iii_vmm::vmm::{Vmm, VmmError, VmmInfo};
+use iii_vmm::vmm::VmmError;
+use iii_vmm::vmms::Vmms;
 
 use crate::disks::{DiskError, DiskStore, DiskUse};
+use crate::host_vmms;
 use crate::images::Images;
 use crate::log_store::{self, LogStore, StoredLogs};
 use crate::prepare::{Preparation, PrepareError, PreparedWorker};
@@ -47,6 +48,8 @@ pub enum VmmChoice {
     /// The fastest that this host can really run.
     #[default]
     Auto,
+    /// libkrun, which needs hardware virtualisation.
+    Krun,
     /// QEMU.
     Qemu,
 }
@@ -75,6 +78,9 @@ pub enum StartError {
     /// No VMM.
     #[error(transparent)]
     Vmm(#[from] VmmError),
+    /// The environment wishes for an acceleration that is none.
+    #[error(transparent)]
+    Acceleration(#[from] UnknownAcceleration),
     /// A helper binary is missing or of another build.
     #[error(transparent)]
     Helper(#[from] HelperError),
@@ -103,6 +109,7 @@ pub enum StartError {
 #[must_use = "a builder does nothing until `start` is called"]
 pub struct SupervisorBuilder {
     vmm: VmmChoice,
+    acceleration: Option<AccelerationWish>,
     helper_dir: Option<PathBuf>,
     firmware: Option<FirmwareOptions>,
     progress: Arc<dyn Progress>,
@@ -117,6 +124,7 @@ impl std::fmt::Debug for SupervisorBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SupervisorBuilder")
             .field("vmm", &self.vmm)
+            .field("acceleration", &self.acceleration)
             .field("helper_dir", &self.helper_dir)
             .field("firmware", &self.firmware)
             .field("state_dir", &self.state_dir)
@@ -133,7 +141,14 @@ impl SupervisorBuilder {
         self
     }
 
-    /// Where the helper binaries `iii-shim` and `iii-vfs` are; by default `III_HELPER_DIR`, else
+    /// Whether guests are run by hardware; by default what `III_VMM_ACCEL` says, else where this host
+    /// really can.
+    pub fn acceleration(mut self, wish: AccelerationWish) -> Self {
+        self.acceleration = Some(wish);
+        self
+    }
+
+    /// Where the helper binaries `iii-shim`, `iii-vfs` and `iii-krun` are; by default `III_HELPER_DIR`, else
     /// beside the executable.
     pub fn helper_dir(mut self, directory: PathBuf) -> Self {
         self.helper_dir = Some(directory);
@@ -215,8 +230,7 @@ impl SupervisorBuilder {
             Some(_) | None => None,
         };
         let system = ActorSystem::start(Environment {
-            vmm: host.vmm,
-            vmm_info: host.vmm_info,
+            vmms: Arc::new(host.vmms),
             spawner: Spawner::global()?,
             places: host.places,
             vfs_program: host.vfs_program,
@@ -239,8 +253,7 @@ impl SupervisorBuilder {
 
 /// What was found on this host.
 struct Host {
-    vmm: Arc<dyn Vmm>,
-    vmm_info: VmmInfo,
+    vmms: Vmms,
     places: HelperPlaces,
     vfs_program: PathBuf,
     firmware: Firmware,
@@ -258,14 +271,11 @@ impl Host {
         };
         helpers::find(SHIM_HELPER, &places)?;
         let vfs_program = helpers::find(VFS_HELPER, &places)?;
-        let vmm: Arc<dyn Vmm> = match options.vmm {
-            VmmChoice::Auto | VmmChoice::Qemu => Arc::new(Qemu::new(QemuOptions {
-                program: None,
-                cache_directory: Some(firmware.home.cache_dir()),
-                acceleration: virtualisation(&HostFacts::collect()).acceleration,
-            })),
+        let wish = match options.acceleration {
+            Some(wish) => wish,
+            None => AccelerationWish::from_env()?,
         };
-        let vmm_info = vmm.check()?;
+        let vmms = host_vmms::find(options.vmm, wish, &places, &firmware.home)?;
         let directory = options.images_dir;
         let directory = directory.unwrap_or_else(|| firmware.home.images_dir());
         let mut images = Images::new(directory, options.progress.clone());
@@ -275,8 +285,7 @@ impl Host {
         let firmware = Firmware::locate(&firmware, &*options.progress)?;
         Ok(Self {
             images,
-            vmm,
-            vmm_info,
+            vmms,
             places,
             vfs_program,
             firmware,
@@ -346,6 +355,7 @@ impl Supervisor {
     pub fn builder() -> SupervisorBuilder {
         SupervisorBuilder {
             vmm: VmmChoice::default(),
+            acceleration: None,
             helper_dir: None,
             firmware: None,
             progress: Arc::new(()),

@@ -60,6 +60,8 @@ pub struct HostFacts {
     pub dev_kvm: DevKvm,
     /// The CPU shows `vmx` or `svm` (x86 only).
     pub cpu_virtualisation: bool,
+    /// The CPU shows `hypervisor`: this host is a virtual machine itself (x86 only).
+    pub hypervisor: bool,
     /// The module `kvm_pvm` is loaded.
     pub kvm_pvm: bool,
 }
@@ -80,12 +82,14 @@ impl HostFacts {
                 _ => DevKvm::Broken,
             },
         };
+        // An unreadable /proc counts as a CPU without the flags: TCG is slower, never wrong.
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let shows = |wanted: &[&str]| cpu_flags(&cpuinfo).any(|flag| wanted.contains(&flag));
         Self {
             arch,
             dev_kvm,
-            // An unreadable /proc counts as a CPU without the flags: TCG is slower, never wrong.
-            cpu_virtualisation: fs::read_to_string("/proc/cpuinfo")
-                .is_ok_and(|info| cpu_flags(&info).any(|flag| matches!(flag, "vmx" | "svm"))),
+            cpu_virtualisation: shows(&["vmx", "svm"]),
+            hypervisor: shows(&["hypervisor"]),
             kvm_pvm: Path::new("/sys/module/kvm_pvm").exists(),
         }
     }
@@ -142,6 +146,10 @@ pub fn virtualisation(facts: &HostFacts) -> Verdict {
         (Arch::X86_64 | Arch::Aarch64, DevKvm::Broken) => {
             (Acceleration::Tcg, "/dev/kvm is there but does not open")
         }
+        (Arch::X86_64, DevKvm::Opens) if facts.hypervisor => (
+            Acceleration::Kvm,
+            "/dev/kvm opens and the CPU has vmx or svm: nested virtualisation",
+        ),
         (Arch::X86_64, DevKvm::Opens) => (
             Acceleration::Kvm,
             "/dev/kvm opens and the CPU has vmx or svm",
@@ -151,6 +159,100 @@ pub fn virtualisation(facts: &HostFacts) -> Verdict {
     Verdict {
         acceleration,
         reason,
+    }
+}
+
+/// A kind of host that is told apart from others.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// What it is, for people.
+    pub situation: &'static str,
+    /// Facts of such a host.
+    pub facts: HostFacts,
+    /// How guests are run there.
+    pub acceleration: Acceleration,
+    /// VMs have been run on such a host by this project. Of the others the decision is tested, and
+    /// nothing else.
+    pub proven: bool,
+}
+
+const fn x86(dev_kvm: DevKvm, cpu_virtualisation: bool, hypervisor: bool) -> HostFacts {
+    HostFacts {
+        arch: Arch::X86_64,
+        dev_kvm,
+        cpu_virtualisation,
+        hypervisor,
+        kvm_pvm: false,
+    }
+}
+
+const fn aarch64(dev_kvm: DevKvm) -> HostFacts {
+    HostFacts {
+        arch: Arch::Aarch64,
+        ..x86(dev_kvm, false, false)
+    }
+}
+
+/// The hosts that are told apart. `doctor` shows it, and so does docs/vmm.md.
+pub const TABLE: &[Row] = &[
+    Row {
+        situation: "bare metal with KVM",
+        facts: x86(DevKvm::Opens, true, false),
+        acceleration: Acceleration::Kvm,
+        proven: false,
+    },
+    Row {
+        situation: "VM with nested KVM",
+        facts: x86(DevKvm::Opens, true, true),
+        acceleration: Acceleration::Kvm,
+        proven: false,
+    },
+    Row {
+        situation: "VM with kvm_pvm: /dev/kvm opens, guests die",
+        facts: HostFacts {
+            kvm_pvm: true,
+            ..x86(DevKvm::Opens, false, true)
+        },
+        acceleration: Acceleration::Tcg,
+        proven: true,
+    },
+    Row {
+        situation: "VM without nested KVM, or KVM off in the firmware",
+        facts: x86(DevKvm::Absent, false, true),
+        acceleration: Acceleration::Tcg,
+        proven: false,
+    },
+    Row {
+        situation: "vmx or svm, but no /dev/kvm (a container)",
+        facts: x86(DevKvm::Absent, true, false),
+        acceleration: Acceleration::Tcg,
+        proven: false,
+    },
+    Row {
+        situation: "vmx or svm, no permission on /dev/kvm",
+        facts: x86(DevKvm::NoPermission, true, false),
+        acceleration: Acceleration::Tcg,
+        proven: false,
+    },
+    Row {
+        situation: "aarch64 with KVM",
+        facts: aarch64(DevKvm::Opens),
+        acceleration: Acceleration::Kvm,
+        proven: false,
+    },
+    Row {
+        situation: "aarch64 without KVM: no VMM for it yet",
+        facts: aarch64(DevKvm::Absent),
+        acceleration: Acceleration::Tcg,
+        proven: false,
+    },
+];
+
+impl Row {
+    /// Whether a host with these facts is of this kind: where the decision and its reason are the
+    /// same.
+    pub fn is_of(&self, facts: &HostFacts) -> bool {
+        self.facts.arch == facts.arch && virtualisation(&self.facts) == virtualisation(facts)
     }
 }
 
@@ -187,11 +289,43 @@ mod tests {
                 arch,
                 dev_kvm,
                 cpu_virtualisation,
+                hypervisor: false,
                 kvm_pvm,
             };
             let verdict = virtualisation(&facts);
             assert_eq!(verdict.acceleration, acceleration, "{facts:?}");
             assert!(verdict.reason.contains(word), "{facts:?}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn every_row_is_decided_as_it_says_and_is_told_apart_from_the_others() {
+        for row in TABLE {
+            let verdict = virtualisation(&row.facts);
+            assert_eq!(verdict.acceleration, row.acceleration, "{row:?}");
+            let same: Vec<&str> = TABLE
+                .iter()
+                .filter(|other| other.is_of(&row.facts))
+                .map(|other| other.situation)
+                .collect();
+            assert_eq!(same, [row.situation]);
+        }
+    }
+
+    #[test]
+    fn the_page_for_users_has_the_same_table() {
+        let page = include_str!("../../docs/vmm.md");
+        for row in TABLE {
+            let proven = if row.proven { "proven" } else { "unproven" };
+            let line = format!("| {} | {} | {proven} |", row.situation, row.acceleration);
+            assert!(page.lines().any(|l| l == line), "{line}");
+        }
+    }
+
+    #[test]
+    fn no_row_claims_what_no_host_of_ours_can_run() {
+        for row in TABLE.iter().filter(|row| row.proven) {
+            assert_eq!(row.acceleration, Acceleration::Tcg, "{row:?}");
         }
     }
 

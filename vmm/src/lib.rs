@@ -5,19 +5,28 @@
 //!   (`src/bin/iii-shim`), which keeps it from outliving us;
 //! * [`helpers`]: finds helper binaries and checks that they are of this build;
 //! * [`confinement`]: what a VMM's process is held to;
-//! * [`vmm`]: the trait [`Vmm`](vmm::Vmm) and what a launch is made of; [`qemu`]: its
-//!   implementation; [`host`]: what kind of virtualisation this host has; [`tsc`]: the frequency
-//!   of its time-stamp counter.
+//! * [`vmm`]: the trait [`Vmm`](vmm::Vmm) and what a launch is made of; [`qemu`] and [`krun`]: its
+//!   implementations; `machine`: what they have in common;
+//! * [`host`]: what kind of virtualisation this host has, decided from facts; [`choice`]: which VMM
+//!   runs there and how; [`vmms`]: that VMM, and the way back to software where a VM has shown that
+//!   the facts deceive; [`verdict`]: what is remembered of that; [`tsc`]: the frequency of the host's
+//!   time-stamp counter.
 //!
 //! May depend on `iii-proto`. Must never be in it: actors, policy about restarts, anything that
 //! decides *whether* a VM runs; an asynchronous runtime; reading what a guest sends.
 #![deny(unsafe_code)]
 
+pub mod choice;
 pub mod confinement;
 pub mod helpers;
 pub mod host;
+pub mod krun;
+mod machine;
 pub mod process;
 pub mod qemu;
 mod sys;
+mod trust;
 pub mod tsc;
+pub mod verdict;
 pub mod vmm;
+pub mod vmms;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use iii_proto::ids::{BootId, WorkerName};
 
+use crate::helpers::HelperError;
 use crate::host::Acceleration;
 use crate::process::ChildSpec;
 
@@ -20,11 +21,12 @@ pub struct VmLaunch {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// The kernel in the form that the VMM takes (for QEMU: the PVH ELF). Absolute.
+    /// The kernel: on x86-64 the ELF file that both VMMs boot. Absolute.
     pub kernel: PathBuf,
     /// The initramfs: a sealed memfd.
     pub initrd: OwnedFd,
-    /// Where the console's output goes: the writing end of a pipe, a file or a socket.
+    /// Where the console's output goes: the writing end of a pipe, or a file. QEMU takes a socket
+    /// too.
     pub console: OwnedFd,
     /// virtio-serial ports.
     pub ports: Vec<VmPort>,
@@ -58,13 +60,36 @@ pub struct VmNetwork {
     pub mtu: u32,
 }
 
-/// A virtio-fs device that is served by a vhost-user server.
+/// A virtio-fs device.
 #[derive(Debug)]
 pub struct VmExport {
     /// The tag that the guest mounts.
     pub tag: String,
-    /// The connected vhost-user stream.
-    pub fd: OwnedFd,
+    /// Who serves it.
+    pub source: ExportSource,
+}
+
+/// Where a virtio-fs device's files come from.
+#[derive(Debug)]
+pub enum ExportSource {
+    /// From a vhost-user server, over this connected stream.
+    VhostUser(OwnedFd),
+    /// From the VMM itself.
+    Directory {
+        /// The host directory, absolute.
+        path: PathBuf,
+        /// Every change answers EROFS.
+        read_only: bool,
+    },
+}
+
+/// How a VMM wants its exports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportService {
+    /// [`ExportSource::VhostUser`].
+    VhostUser,
+    /// [`ExportSource::Directory`].
+    Vmm,
 }
 
 /// A virtio-blk device.
@@ -105,6 +130,9 @@ impl fmt::Display for Version {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VmmError {
+    /// Its launcher is missing, or of another build.
+    #[error(transparent)]
+    Helper(#[from] HelperError),
     /// The VMM's program is not there.
     #[error("failed to find {program}: {looked_in}; {remedy}")]
     Missing {
@@ -144,12 +172,22 @@ pub enum VmmError {
         remedy: &'static str,
     },
     /// This VMM does not run on this architecture.
-    #[error("failed to use {vmm} on {arch}: it is supported on x86_64 only")]
+    #[error("failed to use {vmm} on {arch}: it is supported on {supported} only")]
     Architecture {
         /// [`Vmm::name`].
         vmm: &'static str,
         /// The host's architecture.
         arch: &'static str,
+        /// Those that it runs on.
+        supported: &'static str,
+    },
+    /// This VMM runs guests by hardware virtualisation, and this host has none.
+    #[error("failed to use {vmm}: {reason}; use --vmm qemu, or leave the choice to --vmm auto")]
+    Acceleration {
+        /// [`Vmm::name`].
+        vmm: &'static str,
+        /// Why guests cannot be run by hardware.
+        reason: String,
     },
     /// The machine has too few device slots.
     #[error(
@@ -182,6 +220,17 @@ pub trait Vmm: fmt::Debug + Send + Sync {
     /// Whether it is there and can be used. Cheap when it has been asked before: the answer is kept
     /// as long as the program's file does not change.
     fn check(&self) -> Result<VmmInfo, VmmError>;
+
+    /// Who serves its exports.
+    fn exports(&self) -> ExportService {
+        ExportService::VhostUser
+    }
+
+    /// What it says of a guest that will never run again, where it lives on all the same: the line of
+    /// its standard error that says so.
+    fn gave_up<'a>(&self, _stderr: &'a str) -> Option<&'a str> {
+        None
+    }
 
     /// The process that runs this VM. Takes over the launch's descriptors, starts nothing.
     fn command(&self, launch: VmLaunch) -> Result<ChildSpec, VmmError>;

@@ -364,7 +364,7 @@ impl Handler<WorkerDown> for RootSupervisor {
         }
         let exit = match death.end {
             ChildEnd::Failed(exit) | ChildEnd::Done(exit) => exit,
-            ChildEnd::Stopped => Exit::Fault {
+            ChildEnd::Stopped | ChildEnd::Again => Exit::Fault {
                 cause: "it stopped".into(),
             },
         };

@@ -221,6 +221,27 @@ fn done_stops_the_others_and_is_reported_once() {
 }
 
 #[test]
+fn a_child_that_is_to_run_again_is_started_at_once_and_nothing_is_counted() {
+    let mut t = running();
+    for life in 1..20 {
+        let actions = t.on(down(Vm, life, ChildEnd::Again), at(1), 0);
+        assert_eq!(actions, [start(Vm, life + 1)]);
+        t.on(up(Vm, life + 1), at(1), 0);
+    }
+    assert_eq!(t.restarts(Vm), 0);
+    // What requires it is stopped in order, and comes back with it.
+    let actions = t.on(down(Fs, 1, ChildEnd::Again), at(2), 0);
+    assert_eq!(actions, [stop(Vm, 20, false)]);
+    let actions = t.on(down(Vm, 20, ChildEnd::Stopped), at(2), 0);
+    assert_eq!(actions, [start(Fs, 2)]);
+    // In an ending tree it is an end like any other.
+    let mut t = running();
+    t.on(Input::Stop, at(1), 0);
+    let actions = t.on(down(Vm, 1, ChildEnd::Again), at(1), 0);
+    assert_eq!(actions, [stop(Fs, 1, false)]);
+}
+
+#[test]
 fn reports_about_another_life_are_ignored() {
     let mut t = running();
     t.on(down(Vm, 1, ChildEnd::Failed(fault())), at(1), 0);

@@ -110,6 +110,11 @@ pub enum VmInput {
         /// end of the VMM also does.
         cause: Option<String>,
     },
+    /// The VMM lives, but has given the guest up.
+    Stuck {
+        /// What it said of it.
+        cause: String,
+    },
     /// The VMM's process was reaped.
     Exited {
         /// How it ended, for the user.
@@ -170,6 +175,10 @@ pub struct Failure {
     pub exit: Option<String>,
     /// How far the guest had come.
     pub last_stage: Option<BootStage>,
+    /// The guest was run, and nothing of it was ever heard.
+    pub silent: bool,
+    /// The VMM did not end by itself.
+    pub killed: bool,
 }
 
 /// The table and what it remembers.
@@ -183,7 +192,9 @@ pub struct VmLifecycle {
     /// In own time, as all that follow.
     deadline: Option<Duration>,
     spoke: bool,
+    heard: bool,
     last_stage: Option<BootStage>,
+    killed: bool,
     stop_asked: bool,
     announced: Option<PowerOffReason>,
     cause: Option<String>,
@@ -204,7 +215,9 @@ impl VmLifecycle {
             spawned_at: Duration::ZERO,
             deadline: None,
             spoke: false,
+            heard: false,
             last_stage: None,
+            killed: false,
             stop_asked: false,
             announced: None,
             cause: None,
@@ -240,6 +253,7 @@ impl VmLifecycle {
         if self.clock.look(now, self.times.heartbeat_interval) {
             self.last_alive = self.clock.passed;
         }
+        self.heard |= matches!(input, I::Guest(_) | I::PortBroken { cause: Some(_) });
         match (self.state, input) {
             (S::Launching, I::Spawned) => {
                 self.spawned_at = now;
@@ -255,7 +269,10 @@ impl VmLifecycle {
                 self.finish(&mut out);
             }
             // Nothing runs, so nothing can speak or end.
-            (S::Launching, I::Guest(_) | I::PortBroken { .. } | I::Exited { .. }) => {}
+            (
+                S::Launching,
+                I::Guest(_) | I::PortBroken { .. } | I::Stuck { .. } | I::Exited { .. },
+            ) => {}
             (S::Launching, I::Drained | I::Tick) => {}
 
             (
@@ -332,6 +349,11 @@ impl VmLifecycle {
                 self.state = S::Killed;
             }
             (S::PoweringOff | S::Killed, I::PortBroken { .. }) => {}
+            (S::Booting | S::Running | S::Stopping | S::PoweringOff, I::Stuck { cause }) => {
+                self.kill(cause, &mut out);
+            }
+            // Its end is on its way.
+            (S::Killed | S::Draining, I::Stuck { .. }) => {}
             (S::Booting | S::Running | S::Stopping | S::PoweringOff | S::Killed, I::Kill) => {
                 self.stop_asked = true;
                 out.push(Effect::Kill);
@@ -366,6 +388,7 @@ impl VmLifecycle {
                 | I::SpawnFailed { .. }
                 | I::Guest(_)
                 | I::PortBroken { .. }
+                | I::Stuck { .. }
                 | I::Exited { .. }
                 | I::Drained
                 | I::Stop { .. }
@@ -386,6 +409,7 @@ impl VmLifecycle {
 
     fn kill(&mut self, cause: String, out: &mut Vec<Effect>) {
         self.cause = Some(cause);
+        self.killed = true;
         out.push(Effect::Kill);
         self.state = State::Killed;
     }
@@ -568,6 +592,8 @@ impl VmLifecycle {
             cause,
             exit: self.exit.clone(),
             last_stage: self.last_stage,
+            silent: self.exit.is_some() && !self.heard,
+            killed: self.killed,
         })
     }
 }

@@ -6,6 +6,7 @@
 pub mod lifecycle;
 mod ports;
 
+use std::io::PipeReader;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -22,14 +23,16 @@ use iii_proto::control::{
 use iii_proto::ids::{BootId, GuestPid};
 use iii_proto::restart::Exit;
 use iii_proto::{CONTROL_PORT, EXEC_PORT, LOG_PORT};
-use iii_vfs::launch::VhostDevice;
+use iii_vmm::host::Acceleration;
 use iii_vmm::process::{ChildExit, KillOnDrop, Stdio};
 use iii_vmm::vmm::{VmExport, VmLaunch, VmNetwork, VmPort};
+use iii_vmm::vmms::Candidate;
 use nix::sys::signal::Signal;
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 
-use self::lifecycle::{Effect, Times, VmEnd, VmInput, VmLifecycle};
+use self::lifecycle::{Effect, Failure, Times, VmEnd, VmInput, VmLifecycle};
 use self::ports::Port;
 use crate::death_watch::DeathGuard;
 use crate::event::{ActorKind, EventKind, LogLine, LogSource, unix_ns};
@@ -43,6 +46,9 @@ use crate::tree::ChildEnd;
 use crate::usage::MemoryAnswer;
 use crate::worker::Progress;
 
+/// SIGABRT: the end that a VMM makes itself where something cannot be.
+const ABORT: i32 = Signal::SIGABRT as i32;
+
 /// Told how far the worker has come.
 pub(crate) type OnProgress = Box<dyn Fn(Progress) + Send>;
 
@@ -53,6 +59,8 @@ pub(crate) struct VmActor {
     processes: Processes,
     boot: BootId,
     boots: u64,
+    /// What runs this VM; the next may be run by another.
+    vmm: Candidate,
     link: Option<OwnedFd>,
     fs: Addr<FsActor>,
     lifecycle: VmLifecycle,
@@ -68,6 +76,10 @@ pub(crate) struct VmActor {
     console: Tail,
     stderr: Tail,
     open_ports: u32,
+    /// How the VMM ended.
+    exit: Option<ChildExit>,
+    /// It has said that its guest will never run again.
+    gave_up: bool,
     on_progress: OnProgress,
     on_up: Option<OnUp>,
     // Last: the parent is told when all else is released.
@@ -96,6 +108,7 @@ impl VmActor {
         let times = Times::new(spec.boot_deadline, spec.heartbeat_timeout);
         Self {
             lifecycle: VmLifecycle::new(parts.boot, times),
+            vmm: parts.env.vmms.for_next(&spec.name),
             env: parts.env,
             plan: parts.plan,
             processes: parts.processes,
@@ -113,6 +126,8 @@ impl VmActor {
             console: Tail::default(),
             stderr: Tail::default(),
             open_ports: 0,
+            exit: None,
+            gave_up: false,
             on_progress: parts.on_progress,
             on_up: Some(parts.on_up),
             guard: parts.guard,
@@ -137,6 +152,9 @@ impl VmActor {
         match effect {
             Effect::Emit(kind) => {
                 let progress = progress(&kind);
+                if let EventKind::GuestUp { .. } = kind {
+                    self.env.vmms.spoke(&self.plan.spec.name, &self.vmm.info);
+                }
                 // Told first: what follows from it, a dependent's start, comes behind it.
                 self.emit(kind);
                 if let Some(progress) = progress {
@@ -211,16 +229,29 @@ impl VmActor {
                 ChildEnd::Done(exit)
             }
             VmEnd::Failed(failure) => {
-                // What the guest's kernel said, or else what the VMM did, tells more than the end.
-                let cause = match self
-                    .console
-                    .panic_line()
-                    .or_else(|| self.stderr.last_line())
-                {
+                // What the guest's kernel said, or else what the VMM did, tells more than the end;
+                // unless the VMM's words are the cause already.
+                let said = self.console.panic_line();
+                let said = said.or_else(|| match self.gave_up {
+                    true => None,
+                    false => self.stderr.last_line(),
+                });
+                let cause = match said {
                     Some(line) => format!("{}: {line}", failure.cause),
-                    None => failure.cause,
+                    None => failure.cause.clone(),
                 };
                 self.keep_console();
+                if let Some(end) = self.software_instead(&failure, &cause) {
+                    self.guard.set(end);
+                    return ctx.stop();
+                }
+                let cause = match (failure.silent, self.vmm.info.acceleration) {
+                    (true, Acceleration::Kvm) => format!(
+                        "{cause} ({} with kvm; iii-super doctor says whether that is real here)",
+                        self.vmm.info.name
+                    ),
+                    (true, Acceleration::Tcg) | (false, _) => cause,
+                };
                 self.emit(EventKind::VmCrashed {
                     cause: cause.clone(),
                     exit: failure.exit,
@@ -232,6 +263,25 @@ impl VmActor {
         };
         self.guard.set(end);
         ctx.stop();
+    }
+
+    /// Whether it is the acceleration's fault that nothing was heard of the guest, as far as can be
+    /// known, and the next VM is to do without. A VMM that somebody else has killed is no sign.
+    fn software_instead(&self, failure: &Failure, cause: &str) -> Option<ChildEnd> {
+        let killed_by_others = !failure.killed && matches!(self.exit, Some(ChildExit::Signal(_)));
+        if !failure.silent || killed_by_others && self.exit != Some(ChildExit::Signal(ABORT)) {
+            return None;
+        }
+        let worker = &self.plan.spec.name;
+        let retry = self.env.vmms.died_early(worker, &self.vmm.info, cause)?;
+        self.emit(match retry.warning {
+            Some(message) => EventKind::Warning { message },
+            None => EventKind::VmRestarting {
+                delay: Duration::ZERO,
+                cause: cause.to_owned(),
+            },
+        });
+        Some(ChildEnd::Again)
     }
 
     /// The console's tail is as good as all that is known of a guest that crashed.
@@ -251,8 +301,8 @@ impl VmActor {
         }
     }
 
-    fn launch(&mut self, devices: Vec<VhostDevice>, ctx: &mut Context<Self>) {
-        match self.try_launch(devices, ctx) {
+    fn launch(&mut self, exports: Vec<VmExport>, ctx: &mut Context<Self>) {
+        match self.try_launch(exports, ctx) {
             Ok(()) => {
                 if let Some(up) = self.on_up.take() {
                     up();
@@ -265,13 +315,14 @@ impl VmActor {
 
     fn try_launch(
         &mut self,
-        devices: Vec<VhostDevice>,
+        exports: Vec<VmExport>,
         ctx: &mut Context<Self>,
     ) -> Result<(), String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let socket = |e: std::io::Error| format!("failed to make a port: {e}");
         let initrd = self.initrd()?;
-        let (console, vmm_console) = StdUnixStream::pair().map_err(socket)?;
+        // A pipe, since libkrun opens it by path.
+        let (console, vmm_console) = std::io::pipe().map_err(socket)?;
         let (control, vmm_control) = StdUnixStream::pair().map_err(socket)?;
         let (log, vmm_log) = StdUnixStream::pair().map_err(socket)?;
         let (exec, vmm_exec) = StdUnixStream::pair().map_err(socket)?;
@@ -303,17 +354,11 @@ impl VmActor {
                 mac: GUEST_MAC,
                 mtu: u32::from(DEFAULT_MTU),
             }),
-            exports: devices
-                .into_iter()
-                .map(|d| VmExport {
-                    tag: d.tag,
-                    fd: d.stream,
-                })
-                .collect(),
+            exports,
             disks: self.plan.vm_disks().map_err(|e| text(&e))?,
             kernel_words: Vec::new(),
         };
-        let mut command = self.env.vmm.command(launch).map_err(|e| text(&e))?;
+        let mut command = self.vmm.vmm.command(launch).map_err(|e| text(&e))?;
         let (stderr, vmm_stderr) = StdUnixStream::pair().map_err(socket)?;
         command.stderr = Stdio::Fd(vmm_stderr.into());
         let ended = ctx.address();
@@ -336,13 +381,14 @@ impl VmActor {
             pid,
         });
         self.emit(EventKind::VmStarted {
-            vmm: self.env.vmm_info.name.into(),
-            accel: self.env.vmm_info.acceleration.to_string(),
+            vmm: self.vmm.info.name.into(),
+            accel: self.vmm.info.acceleration.to_string(),
             pid,
             boots: self.boots,
         });
         self.process = Some(KillOnDrop(process));
-        self.listen([console, stderr], control, log, ctx)
+        self.listen_to_vmm(console, stderr, ctx)
+            .and_then(|()| self.listen(control, log, ctx))
             .and_then(|()| self.listen_to_exec(exec, ctx))
             .map_err(socket)
     }
@@ -356,9 +402,37 @@ impl VmActor {
             .map_err(|e| format!("failed to make the initramfs: {e}"))
     }
 
+    /// Its console, and what it says itself.
+    fn listen_to_vmm(
+        &mut self,
+        console: PipeReader,
+        stderr: StdUnixStream,
+        ctx: &mut Context<Self>,
+    ) -> std::io::Result<()> {
+        let console = pipe::Receiver::from_owned_fd(console.into())?;
+        let reading = self.console.clone().read(console);
+        ctx.spawn(reading.into_actor(self).map(|(), actor, ctx| {
+            actor.port_closed(Port::Console, None, ctx);
+        }));
+        stderr.set_nonblocking(true)?;
+        let stderr = UnixStream::from_std(stderr)?;
+        let (vmm, me) = (Arc::clone(&self.vmm.vmm), ctx.address());
+        let mut told = false;
+        let reading = self.stderr.clone().watch(stderr, move |tail| {
+            if !told && let Some(line) = vmm.gave_up(&tail.text()) {
+                told = true;
+                me.do_send(VmmGaveUp(line.to_owned()));
+            }
+        });
+        ctx.spawn(reading.into_actor(self).map(|(), actor, ctx| {
+            actor.port_closed(Port::Stderr, None, ctx);
+        }));
+        self.open_ports = 2;
+        Ok(())
+    }
+
     fn listen(
         &mut self,
-        [console, stderr]: [StdUnixStream; 2],
         control: StdUnixStream,
         log: StdUnixStream,
         ctx: &mut Context<Self>,
@@ -375,15 +449,6 @@ impl VmActor {
         self.to_guest = Some(frames.clone());
         ctx.spawn(ports::write(into_guest, queued).into_actor(self));
         ctx.add_stream(ports::messages(from_guest));
-        for (port, source, tail) in [
-            (Port::Console, console, &self.console),
-            (Port::Stderr, stderr, &self.stderr),
-        ] {
-            let reading = tail.clone().read(stream(source)?);
-            ctx.spawn(reading.into_actor(self).map(move |(), actor, ctx| {
-                actor.port_closed(port, None, ctx);
-            }));
-        }
         // A task of its own: if the reader of the logs is slow, what the VM wrote is still handed
         // on after this actor's end.
         let worker = self.plan.spec.name.clone();
@@ -399,7 +464,7 @@ impl VmActor {
                 actor.port_closed(Port::Log, broken, ctx);
             }),
         );
-        self.open_ports = 4;
+        self.open_ports += 2;
         Ok(())
     }
 
@@ -476,12 +541,15 @@ impl Actor for VmActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let serve = self.fs.send(Serve { boot: self.boot });
+        let serve = self.fs.send(Serve {
+            boot: self.boot,
+            by: self.vmm.vmm.exports(),
+        });
         ctx.spawn(
             serve
                 .into_actor(self)
                 .map(|answer, actor, ctx| match answer {
-                    Ok(Ok(devices)) => actor.launch(devices, ctx),
+                    Ok(Ok(exports)) => actor.launch(exports, ctx),
                     Ok(Err(cause)) => actor.on(VmInput::SpawnFailed { cause }, ctx),
                     Err(_) => {
                         let cause = "FsActor ended before it could serve".into();
@@ -500,12 +568,22 @@ impl Handler<VmmExited> for VmActor {
     type Result = ();
 
     fn handle(&mut self, VmmExited(exit): VmmExited, ctx: &mut Self::Context) {
-        self.on(
-            VmInput::Exited {
-                exit: exit.to_string(),
-            },
-            ctx,
-        );
+        let text = exit.to_string();
+        self.exit = Some(exit);
+        self.on(VmInput::Exited { exit: text }, ctx);
+    }
+}
+
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+struct VmmGaveUp(String);
+
+impl Handler<VmmGaveUp> for VmActor {
+    type Result = ();
+
+    fn handle(&mut self, VmmGaveUp(cause): VmmGaveUp, ctx: &mut Self::Context) {
+        self.gave_up = true;
+        self.on(VmInput::Stuck { cause }, ctx);
     }
 }
 

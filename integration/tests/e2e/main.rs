@@ -8,11 +8,13 @@
 // In a test, an unwrap is an assertion; the lint knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
 
+mod acceleration;
 mod arrows;
 mod background;
 mod boot;
 mod cli;
 mod confinement;
+mod conformance;
 mod control;
 mod dev;
 mod disks;

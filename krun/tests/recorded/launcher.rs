@@ -39,7 +39,8 @@ impl Inherited {
     }
 }
 
-fn file(contents: &[u8]) -> File {
+/// An open file that holds this.
+pub(crate) fn file(contents: &[u8]) -> File {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(contents).unwrap();
     file.rewind().unwrap();

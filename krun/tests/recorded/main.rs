@@ -5,6 +5,7 @@
 
 mod launcher;
 mod program;
+mod through_vmm;
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};

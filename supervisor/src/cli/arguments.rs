@@ -39,10 +39,12 @@ Exit codes:
 Environment:
   III_LIBKRUNFW_PATH  the libkrunfw that holds the guest's kernel
   III_INIT_PATH       the guest's init program
-  III_HELPER_DIR      where iii-shim and iii-vfs are
+  III_HELPER_DIR      where iii-shim, iii-vfs and iii-krun are
   III_CONFINEMENT     off: a VMM may do what its user may (for a host where it does not start)
   III_HOME            the cache, instead of ~/.iii
   III_URL             where workers find the iii engine, unless --engine or the file says it
+  III_VMM             what runs the VMs, unless --vmm says it: auto, krun or qemu
+  III_VMM_ACCEL       how: kvm tries hardware whatever is known of it, tcg never, auto by default
   III_LOG             what to log to stderr, as debug or iii_net=trace
   NO_COLOR            set to anything: no colour";
 
@@ -349,9 +351,10 @@ pub(super) struct RunArguments {
     /// the file says, else III_URL, else none
     #[arg(long, value_name = "URL")]
     pub(super) engine: Option<EngineKey>,
-    /// What runs the VMs; auto: the fastest that this host can really run
-    #[arg(long, value_enum, default_value_t = Vmm::Auto)]
-    pub(super) vmm: Vmm,
+    /// What runs the VMs; auto: the fastest that this host can really run. Default: III_VMM, else
+    /// auto
+    #[arg(long, value_enum)]
+    pub(super) vmm: Option<Vmm>,
     /// Run in the background; return once every worker is ready
     #[arg(short, long)]
     pub(super) detach: bool,
@@ -378,6 +381,7 @@ pub(super) struct RunArguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Vmm {
     Auto,
+    Krun,
     Qemu,
 }
 
@@ -408,9 +412,10 @@ pub(super) struct DevArguments {
     /// How long files must be quiet before a save counts
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = super::dev::duration)]
     pub(super) debounce: Duration,
-    /// What runs the VM; auto: the fastest that this host can really run
-    #[arg(long, value_enum, default_value_t = Vmm::Auto)]
-    pub(super) vmm: Vmm,
+    /// What runs the VM; auto: the fastest that this host can really run. Default: III_VMM, else
+    /// auto
+    #[arg(long, value_enum)]
+    pub(super) vmm: Option<Vmm>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

@@ -9,21 +9,21 @@ use iii_actors::spec::PublishSpec;
 use iii_firmware::home::IiiHome;
 use tokio::sync::mpsc;
 
-use super::arguments::{Colour, DevArguments, Vmm};
+use super::arguments::{Colour, DevArguments};
 use super::keys::{Key, Keys};
 use super::progress::StderrProgress;
 use super::project;
 use super::run::Printer;
 use super::say::{print, say};
 use super::signals::Signals;
-use super::{FAILED, KILLED, OK, REFUSED, engine};
+use super::{FAILED, KILLED, OK, REFUSED, engine, vmm};
 use crate::dev::project::read_small;
 use crate::dev::session::{DevError, Options, Plan, Request, Session};
 use crate::dev::worker::Additions;
 use crate::output::printer::Format;
 use crate::output::screen::Screen;
 use crate::workers_file::{EngineKey, parts};
-use crate::{Shutdown, Supervisor, VmmChoice};
+use crate::{Shutdown, Supervisor};
 
 /// Most bytes of a file of variables.
 const MAX_ENV_FILE: u64 = 1 << 20;
@@ -130,14 +130,18 @@ async fn develop(options: Options, plan: Plan, args: &DevArguments, format: Form
             return REFUSED;
         }
     };
+    let choice = match vmm::wished(args.vmm) {
+        Ok(choice) => choice,
+        Err(error) => {
+            say(&error);
+            return REFUSED;
+        }
+    };
     let progress = Arc::new(StderrProgress::new());
     let builder = Supervisor::builder()
         .state_dir(state)
         .forget(true)
-        .vmm(match args.vmm {
-            Vmm::Auto => VmmChoice::Auto,
-            Vmm::Qemu => VmmChoice::Qemu,
-        })
+        .vmm(choice)
         .progress(progress.clone());
     let supervisor = tokio::select! {
         started = builder.start() => started,

@@ -32,6 +32,7 @@ mod signals;
 mod since;
 mod top;
 mod usage;
+mod vmm;
 mod workers;
 
 #[cfg(test)]

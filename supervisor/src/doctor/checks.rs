@@ -4,26 +4,44 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use iii_firmware::{Finding, FirmwareOptions, FirmwareStatus};
+use iii_vmm::choice::{self, ACCELERATION_VARIABLE, AccelerationWish, Known};
 use iii_vmm::helpers::{self, HelperPlaces};
-use iii_vmm::host::{Acceleration, HostFacts, virtualisation};
+use iii_vmm::host::{Acceleration, HostFacts};
+use iii_vmm::krun;
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::vmm::Vmm as _;
 
 use super::{Check, confinement, limits};
+use crate::host_vmms::{self, Host};
 
-/// Binaries that a worker's processes are started from.
+/// Binaries that a worker's processes are started from, whatever runs its VM.
 const HELPERS: [&str; 2] = ["iii-shim", "iii-vfs"];
 
 pub(super) fn all() -> Vec<Check> {
-    let facts = HostFacts::collect();
-    let acceleration = virtualisation(&facts).acceleration;
     let options = FirmwareOptions::from_env();
-    let mut checks = vec![
-        platform(),
-        processor(&facts),
-        kvm(&facts),
-        qemu(acceleration),
-    ];
+    let host = options
+        .as_ref()
+        .ok()
+        .map(|options| Host::look(&options.home));
+    let facts = host
+        .as_ref()
+        .map_or_else(HostFacts::collect, |host| host.facts);
+    let mut checks = vec![platform(), processor(&facts)];
+    let mut acceleration = Acceleration::Tcg;
+    match AccelerationWish::from_env() {
+        Ok(wish) => {
+            let known = Known {
+                facts: &facts,
+                krun: false,
+                refuted: host.as_ref().and_then(|host| host.refuted.as_ref()),
+            };
+            acceleration = choice::acceleration(wish, &known).0;
+            let memory = host.as_ref().map(|host| host.verdicts().path());
+            checks.push(kvm(wish, &known, memory));
+        }
+        Err(error) => checks.push(Check::failure("kvm", "kvm", error.to_string(), None)),
+    }
+    checks.extend([qemu(acceleration), libkrun(acceleration)]);
     match &options {
         Ok(options) => {
             let status = FirmwareStatus::of(options);
@@ -80,16 +98,53 @@ fn processor(facts: &HostFacts) -> Check {
     }
 }
 
-fn kvm(facts: &HostFacts) -> Check {
-    let verdict = virtualisation(facts);
+fn kvm(wish: AccelerationWish, known: &Known<'_>, memory: Option<&Path>) -> Check {
+    let (acceleration, reason) = choice::acceleration(wish, known);
     let (id, title) = ("kvm", "kvm");
-    match verdict.acceleration {
-        Acceleration::Kvm => Check::ok(id, title, verdict.reason),
-        Acceleration::Tcg => Check::warning(
+    match (acceleration, wish, known.refuted, memory) {
+        (Acceleration::Kvm, ..) => Check::ok(id, title, reason),
+        (Acceleration::Tcg, AccelerationWish::Auto, Some(_), Some(memory)) => Check::warning(
             id,
             title,
-            format!("not used: {}", verdict.reason),
+            format!("not used: {reason}"),
+            format!(
+                "nothing has to be done: workers run in software (tcg), only slower. To try it \
+                 again: {ACCELERATION_VARIABLE}=kvm, or remove {}",
+                memory.display()
+            ),
+        ),
+        (Acceleration::Tcg, ..) => Check::warning(
+            id,
+            title,
+            format!("not used: {reason}"),
             "nothing has to be done: workers run in software (tcg), only slower",
+        ),
+    }
+}
+
+/// Workers run without it, so whatever is wrong with it is no failure.
+fn libkrun(acceleration: Acceleration) -> Check {
+    let (id, title) = ("libkrun", "libkrun");
+    match (host_vmms::krun(&HelperPlaces::default()), acceleration) {
+        (Ok(found), Acceleration::Kvm) => Check::ok(
+            id,
+            title,
+            format!("{} by {}", found.info.version, found.info.path.display()),
+        ),
+        (Ok(found), Acceleration::Tcg) => Check::ok(
+            id,
+            title,
+            format!(
+                "{} by {}; not used: it has no software to run guests by",
+                found.info.version,
+                found.info.path.display()
+            ),
+        ),
+        (Err(error), _) => Check::warning(
+            id,
+            title,
+            error.to_string(),
+            format!("without {} VMs are run by QEMU", krun::HELPER),
         ),
     }
 }

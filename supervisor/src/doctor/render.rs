@@ -1,6 +1,6 @@
 //! The report on one screen.
 
-use super::{Report, Verdict};
+use super::{HostKind, Report, Verdict};
 
 /// Widest line of the text column, so that a report fits a terminal of 80 columns.
 const TEXT: usize = 58;
@@ -36,11 +36,28 @@ pub fn render(report: &Report, colour: bool) -> String {
             lead = " ".repeat(width + 4);
         }
     }
+    out += &hosts(&report.hosts);
     out += if report.can_run {
         "\nThis host can run workers.\n"
     } else {
         "\nThis host cannot run workers: see what is marked ✗.\n"
     };
+    out
+}
+
+/// The kinds of hosts, with a mark at this one.
+fn hosts(hosts: &[HostKind]) -> String {
+    let width = hosts.iter().map(|host| host.situation.len()).max();
+    let Some(width) = width else {
+        return String::new();
+    };
+    let mut out = String::from("\nHow guests are run, by kind of host (> this one):\n");
+    for host in hosts {
+        let mark = if host.this { '>' } else { ' ' };
+        let (situation, acceleration) = (host.situation, &host.acceleration);
+        let proven = if host.proven { "proven" } else { "unproven" };
+        out += &format!("{mark} {situation:width$}  {acceleration}  {proven}\n");
+    }
     out
 }
 
@@ -76,6 +93,20 @@ mod tests {
                 Check::ok("a", "cpu", "fine"),
                 Check::warning("b", "memory", "only a little of it", "buy more"),
                 Check::failure("c", "qemu", "it is missing and ".repeat(4).trim(), None),
+            ],
+            hosts: vec![
+                HostKind {
+                    situation: "a fast one",
+                    acceleration: "kvm".into(),
+                    proven: false,
+                    this: false,
+                },
+                HostKind {
+                    situation: "this",
+                    acceleration: "tcg".into(),
+                    proven: true,
+                    this: true,
+                },
             ],
             boot: None,
         };

@@ -29,40 +29,11 @@ use std::path::PathBuf;
 use iii_proto::PORTS_VARIABLE;
 use iii_proto::ids::WorkerName;
 
+use crate::machine::{self, ROOT_AND_MODULES, SKIPPED_INITCALLS, Shape};
 use crate::vmm::VmmError;
 
 /// virtio-mmio transports of the machine.
 const SLOTS: usize = 8;
-/// Bytes of the kernel's command line (COMMAND_LINE_SIZE on x86).
-const MAX_COMMAND_LINE: usize = 2048;
-/// Bytes that QEMU appends to it for one device, with some to spare:
-/// ` virtio_mmio.device=512@0xfeb00e00:12`.
-const COMMAND_LINE_PER_DEVICE: usize = 48;
-/// Width of a virtio-fs device's tag.
-const MAX_TAG: usize = 36;
-/// Width of a virtio-blk device's serial number.
-const MAX_SERIAL: usize = 20;
-/// Largest MTU of a virtio-net device.
-const MAX_MTU: u32 = 65_535;
-/// Smallest MTU of an IPv6 link (RFC 8200 §5).
-const MIN_MTU: u32 = 1_280;
-/// Memory below which the kernel and its initramfs do not unpack.
-const MIN_MEMORY_MIB: u32 = 64;
-/// CPUs that the microvm machine takes.
-const MAX_CPUS: u32 = 255;
-
-/// Initialisations of drivers and tables that no worker uses and that take a noticeable part of a
-/// boot under translation.
-const SKIPPED_INITCALLS: &str = "initcall_blacklist=jent_mod_init,cacheinfo_sysfs_init,cpuid_init,\
-    loop_init,dummy_init_module,init_btrfs_fs,init_xfs_fs,init_encrypted,cmos_init,\
-    param_sysfs_builtin_init";
-
-/// What the boot medium is unpacked into, and the security modules. A file system in a file of the
-/// boot medium can be mounted from ramfs, not from tmpfs. The kernel's other module, SELinux, has
-/// no policy in a guest and so decides nothing; asked all the same, it is 600 of the 22,000 blocks
-/// of code that are translated between the kernel's own start and the workload's first line.
-const ROOT_AND_MODULES: &str = "rootfstype=ramfs lsm=capability";
-
 /// What runs the guest's code.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Accelerator {
@@ -142,7 +113,8 @@ impl Arguments {
 impl Machine {
     /// The whole command line, without the program's name.
     pub(super) fn arguments(&self) -> Result<Vec<OsString>, VmmError> {
-        self.check()?;
+        // QEMU splits lists at commas: what goes into one is checked with all else.
+        self.shape().check()?;
         let mut all = Arguments::default();
         all.option("-name", self.worker.as_str());
         all.flag("-nodefaults");
@@ -253,7 +225,7 @@ impl Machine {
         }
         // The last, so that it takes a transport only where one is left: it gives the host back what
         // the guest has freed, and a guest works without.
-        if self.devices() < SLOTS {
+        if self.shape().devices() < SLOTS {
             all.option("-device", "virtio-balloon-device,free-page-reporting=on");
         }
         Ok(all.0)
@@ -270,8 +242,9 @@ impl Machine {
                     line.push_str(" nolapic_timer");
                 }
                 if let Some(khz) = tsc_khz {
-                    write!(line, " tsc_early_khz={khz} tsc=reliable")
-                        .map_err(|_| self.invalid("its kernel command line is too long"))?;
+                    write!(line, " tsc_early_khz={khz} tsc=reliable").map_err(|_| {
+                        machine::invalid(&self.worker, "its kernel command line is too long")
+                    })?;
                 }
             }
         }
@@ -283,118 +256,31 @@ impl Machine {
                 .collect();
             line.push_str(&format!(" {PORTS_VARIABLE}={}", ports.join(",")));
         }
-        for word in &self.kernel_words {
-            line.push(' ');
-            line.push_str(word);
-        }
-        let room = MAX_COMMAND_LINE - COMMAND_LINE_PER_DEVICE * (self.devices() + 1).min(SLOTS);
-        if line.len() >= room {
-            return Err(self.invalid(format!(
-                "its kernel command line has {} bytes, there is room for {}",
-                line.len(),
-                room - 1
-            )));
-        }
-        Ok(line)
+        self.shape().finish_command_line(line)
     }
 
-    fn devices(&self) -> usize {
-        1 + usize::from(self.network.is_some()) + self.exports.len() + self.disks.len()
-    }
-
-    fn invalid(&self, reason: impl Into<String>) -> VmmError {
-        VmmError::Invalid {
-            worker: self.worker.clone(),
-            reason: reason.into(),
+    fn shape(&self) -> Shape<'_> {
+        Shape {
+            worker: &self.worker,
+            slots: SLOTS,
+            // The ports, which the console is one of.
+            own_devices: 1,
+            cpus: self.cpus,
+            memory_mib: self.memory_mib,
+            kernel: &self.kernel,
+            mtu: self.network.as_ref().map(|network| network.mtu),
+            ports: self.ports.iter().map(|port| port.name.as_str()).collect(),
+            tags: self.exports.iter().map(|e| e.tag.as_str()).collect(),
+            serials: self.disks.iter().map(|d| d.serial.as_str()).collect(),
+            kernel_words: &self.kernel_words,
         }
-    }
-
-    fn check(&self) -> Result<(), VmmError> {
-        if self.devices() > SLOTS {
-            let names = |items: Vec<&str>| items.join(", ");
-            let mut used = String::from("1 by the ports");
-            if self.network.is_some() {
-                used.push_str(", 1 by the network");
-            }
-            let tags = names(self.exports.iter().map(|e| e.tag.as_str()).collect());
-            let serials = names(self.disks.iter().map(|d| d.serial.as_str()).collect());
-            for (kind, count, which) in [
-                ("exports", self.exports.len(), tags),
-                ("disks", self.disks.len(), serials),
-            ] {
-                if count > 0 {
-                    used.push_str(&format!(", {count} by {kind} ({which})"));
-                }
-            }
-            return Err(VmmError::TooManyDevices {
-                worker: self.worker.clone(),
-                slots: SLOTS,
-                used,
-            });
-        }
-        let fault = |reason: String| Err(self.invalid(reason));
-        if !(1..=MAX_CPUS).contains(&self.cpus) {
-            return fault(format!("{} CPUs; it takes 1 to {MAX_CPUS}", self.cpus));
-        }
-        if self.memory_mib < MIN_MEMORY_MIB {
-            return fault(format!(
-                "{} MiB of memory; a guest needs at least {MIN_MEMORY_MIB}",
-                self.memory_mib
-            ));
-        }
-        if !self.kernel.is_absolute() {
-            return fault(format!(
-                "the kernel {:?} is not an absolute path",
-                self.kernel
-            ));
-        }
-        if let Some(network) = &self.network
-            && !(MIN_MTU..=MAX_MTU).contains(&network.mtu)
-        {
-            return fault(format!(
-                "an MTU of {}; it takes {MIN_MTU} to {MAX_MTU}",
-                network.mtu
-            ));
-        }
-        // These go into lists with commas, which QEMU splits.
-        let names = (self
-            .ports
-            .iter()
-            .map(|p| ("port", p.name.as_str(), usize::MAX)))
-        .chain(
-            self.exports
-                .iter()
-                .map(|e| ("export tag", e.tag.as_str(), MAX_TAG)),
-        )
-        .chain(
-            self.disks
-                .iter()
-                .map(|d| ("disk serial", d.serial.as_str(), MAX_SERIAL)),
-        );
-        for (kind, name, most) in names {
-            let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            if name.is_empty() || name.len() > most || !name.chars().all(plain) {
-                return fault(format!(
-                    "the {kind} {name:?} is empty, too long, or holds other characters than \
-                     letters, digits, '.', '_' and '-'"
-                ));
-            }
-        }
-        for word in &self.kernel_words {
-            let whole = word.chars().all(|c| c.is_ascii_graphic());
-            if word.is_empty() || word == "--" || !whole {
-                return fault(format!(
-                    "{word:?} is no single word of a kernel command line"
-                ));
-            }
-        }
-        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::{MAX_COMMAND_LINE, MAX_TAG};
 
     fn machine() -> Machine {
         Machine {

@@ -10,11 +10,14 @@ mod version;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use iii_proto::ids::WorkerName;
+
 use crate::confinement;
 use crate::host::Acceleration;
+use crate::machine;
 use crate::process::{ChildSpec, Namespace};
 use crate::tsc;
-use crate::vmm::{VmLaunch, Vmm, VmmError, VmmInfo};
+use crate::vmm::{ExportSource, VmExport, VmLaunch, Vmm, VmmError, VmmInfo};
 
 use arguments::{Accelerator, Console, Disk, Export, Machine, Network, Port};
 use version::Program;
@@ -23,7 +26,11 @@ use version::Program;
 const KVM: &str = "/dev/kvm";
 
 /// Short name of this VMM.
-const NAME: &str = "qemu";
+pub(crate) const NAME: &str = "qemu";
+
+/// How it says that KVM has stopped the guest. It writes down the CPU's registers and waits for
+/// somebody to look, which nobody can: it has no monitor.
+const GAVE_UP: [&str; 2] = ["KVM internal error", "error: kvm run failed"];
 
 /// How QEMU is found and used.
 #[derive(Clone, Debug)]
@@ -64,6 +71,7 @@ impl Vmm for Qemu {
             return Err(VmmError::Architecture {
                 vmm: NAME,
                 arch: std::env::consts::ARCH,
+                supported: "x86_64",
             });
         }
         let (path, version) = self.program.check()?;
@@ -73,6 +81,12 @@ impl Vmm for Qemu {
             version,
             acceleration: self.acceleration,
         })
+    }
+
+    fn gave_up<'a>(&self, stderr: &'a str) -> Option<&'a str> {
+        stderr
+            .lines()
+            .find(|line| GAVE_UP.iter().any(|start| line.starts_with(start)))
     }
 
     fn command(&self, launch: VmLaunch) -> Result<ChildSpec, VmmError> {
@@ -132,14 +146,7 @@ fn command(
             mac: network.mac,
             mtu: network.mtu,
         }),
-        exports: launch
-            .exports
-            .into_iter()
-            .map(|export| Export {
-                tag: export.tag,
-                fd: spec.inherit(export.fd),
-            })
-            .collect(),
+        exports: exports(&launch.worker, launch.exports, &mut spec)?,
         disks: launch
             .disks
             .into_iter()
@@ -156,8 +163,51 @@ fn command(
     Ok(spec)
 }
 
+fn exports(
+    worker: &WorkerName,
+    exports: Vec<VmExport>,
+    spec: &mut ChildSpec,
+) -> Result<Vec<Export>, VmmError> {
+    exports
+        .into_iter()
+        .map(|VmExport { tag, source }| match source {
+            ExportSource::VhostUser(fd) => Ok(Export {
+                tag,
+                fd: spec.inherit(fd),
+            }),
+            ExportSource::Directory { .. } => Err(machine::invalid(
+                worker,
+                format!("QEMU serves no files itself, and nobody else serves export {tag}"),
+            )),
+        })
+        .collect()
+}
+
 fn is_socket(fd: &OwnedFd) -> bool {
     rustix::fs::fstat(fd.as_fd()).is_ok_and(|stat| {
         rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Socket
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kvm_has_stopped_is_seen_in_what_qemu_says() {
+        let qemu = Qemu::new(QemuOptions {
+            program: None,
+            cache_directory: None,
+            acceleration: Acceleration::Kvm,
+        });
+        let text =
+            "KVM internal error. Suberror: 1\nextra data[0]: 0x1\nemulation failure\nRAX=0\n";
+        assert_eq!(qemu.gave_up(text), Some("KVM internal error. Suberror: 1"));
+        let text = "warning: x\nerror: kvm run failed Bad address\n";
+        assert_eq!(
+            qemu.gave_up(text),
+            Some("error: kvm run failed Bad address")
+        );
+        assert_eq!(qemu.gave_up("qemu: warning: no KVM internal error\n"), None);
+    }
 }

@@ -85,8 +85,73 @@ fn a_vmm_that_ends_unannounced_has_crashed_whatever_its_status() {
             cause: "the VMM ended and the guest had not announced it".into(),
             exit: Some("exit code 0".into()),
             last_stage: None,
+            silent: false,
+            killed: false,
         })
     );
+}
+
+/// Whether nothing was heard of the guest, and whether the VMM was killed by us.
+fn silence(mut vm: VmLifecycle, inputs: Vec<VmInput>) -> (bool, bool) {
+    let inputs = inputs
+        .into_iter()
+        .chain([exited(), VmInput::Drained])
+        .collect();
+    match end(&mut vm, inputs, 700) {
+        VmEnd::Failed(failure) => (failure.silent, failure.killed),
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+#[test]
+fn a_guest_is_silent_only_if_nothing_at_all_was_heard_of_it() {
+    let booting = || {
+        let mut vm = vm();
+        vm.on(VmInput::Spawned, at(0), 0);
+        tick_until(&mut vm, 0, 600);
+        vm
+    };
+    let stuck = || VmInput::Stuck {
+        cause: "KVM internal error".into(),
+    };
+    assert_eq!(silence(booting(), vec![]), (true, false));
+    assert_eq!(silence(booting(), vec![stuck()]), (true, true));
+    assert_eq!(silence(booting(), vec![hello()]), (false, false));
+    let garbage = VmInput::PortBroken {
+        cause: Some("no message".into()),
+    };
+    assert_eq!(silence(booting(), vec![garbage]), (false, false));
+    // The end of the VMM closes the port too.
+    let closed = VmInput::PortBroken { cause: None };
+    assert_eq!(silence(booting(), vec![closed]), (true, false));
+    assert_eq!(silence(running(), vec![stuck()]), (false, true));
+
+    let mut never = vm();
+    let failed = VmInput::SpawnFailed {
+        cause: "no such program".into(),
+    };
+    match end(&mut never, vec![failed], 1) {
+        VmEnd::Failed(failure) => assert!(!failure.silent),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_vmm_that_has_given_its_guest_up_is_killed_and_quoted() {
+    for mut vm in [running(), {
+        let mut vm = vm();
+        vm.on(VmInput::Spawned, at(600), 0);
+        vm
+    }] {
+        let stuck = VmInput::Stuck {
+            cause: "KVM internal error. Suberror: 1".into(),
+        };
+        let out = vm.on(stuck.clone(), at(610), 0);
+        assert!(matches!(out[..], [Effect::Kill]), "{out:?}");
+        assert!(vm.on(stuck, at(611), 0).is_empty());
+        let end = end(&mut vm, vec![exited(), VmInput::Drained], 620);
+        assert_eq!(cause(end), "KVM internal error. Suberror: 1");
+    }
 }
 
 #[test]

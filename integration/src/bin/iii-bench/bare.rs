@@ -21,7 +21,7 @@ use iii_vmm::host::Acceleration;
 use iii_vmm::process::ChildSpec;
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::tsc;
-use iii_vmm::vmm::{VmExport, VmLaunch, VmNetwork, VmPort, Vmm};
+use iii_vmm::vmm::{ExportSource, VmExport, VmLaunch, VmNetwork, VmPort, Vmm};
 
 /// What the reporting init says.
 const REPORT: &str = "reported";
@@ -128,7 +128,7 @@ impl Bare {
                     .into_iter()
                     .map(|d| VmExport {
                         tag: d.tag,
-                        fd: d.stream,
+                        source: ExportSource::VhostUser(d.stream),
                     })
                     .collect(),
                 disks: Vec::new(),

@@ -19,6 +19,7 @@ use iii_proto::guest::{GuestUser, Root, Upper};
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::process::Spawner;
 use iii_vmm::vmm::Vmm;
+use iii_vmm::vmms::{Candidate, Vmms};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -243,8 +244,7 @@ async fn look(network: Network, workers: usize) -> Result<Scale, String> {
     });
     let bus = EventBus::new();
     let environment = Environment {
-        vmm_info: vmm.check().map_err(|e| text(&e))?,
-        vmm,
+        vmms: Arc::new(Vmms::only(Candidate::check(vmm).map_err(|e| text(&e))?)),
         spawner: Spawner::global().map_err(|e| text(&e))?,
         places: HelperPlaces {
             directory: Some(binaries()),

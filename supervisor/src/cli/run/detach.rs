@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
 
-use super::super::arguments::{IN_BACKGROUND, RunArguments, Vmm};
+use super::super::arguments::{IN_BACKGROUND, RunArguments};
 use super::super::contact::{Failure, Project};
 use super::super::say::say;
 use super::super::workers::is_well;
@@ -63,13 +63,9 @@ fn command(args: &RunArguments, project: &Project) -> io::Result<Command> {
     // Its lines go into a file; a relative file would mean another one from another directory.
     command.args(["--no-color", "run", IN_BACKGROUND, "--file"]);
     command.arg(std::path::absolute(project.file())?);
-    command.args([
-        "--vmm",
-        match args.vmm {
-            Vmm::Auto => "auto",
-            Vmm::Qemu => "qemu",
-        },
-    ]);
+    if let Some(vmm) = args.vmm {
+        command.args(["--vmm", vmm.word()]);
+    }
     for (flag, wanted) in [
         ("--reset-failed", args.reset_failed),
         ("--verbose", args.verbose),

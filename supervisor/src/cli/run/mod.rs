@@ -20,13 +20,13 @@ use std::sync::Arc;
 use self::background::BackgroundLog;
 use self::course::Run;
 pub(super) use self::printer::Printer;
-use super::arguments::{Colour, RunArguments, Vmm};
+use super::arguments::{Colour, RunArguments};
 use super::config::load;
 use super::contact::{Failure, Project};
 use super::progress::StderrProgress;
 use super::say::say;
 use super::signals::Signals;
-use super::{KILLED, REFUSED};
+use super::{KILLED, REFUSED, vmm};
 use crate::control::client::ClientError;
 use crate::control::socket::ControlSocket;
 use crate::gate::Gate;
@@ -34,9 +34,7 @@ use crate::output::printer::Format;
 use crate::output::screen::Screen;
 use crate::reload::Reloader;
 use crate::workers_file::WorkersFile;
-use crate::{
-    PrepareError, PreparedWorker, StartError, StateError, Supervisor, VmmChoice, WorkerSpec,
-};
+use crate::{PrepareError, PreparedWorker, StartError, StateError, Supervisor, WorkerSpec};
 
 pub(super) fn run(args: &RunArguments, colour: &Colour) -> u8 {
     if args.in_background
@@ -132,10 +130,7 @@ async fn supervise(
     let builder = Supervisor::builder()
         .state_dir(project.directory().to_owned())
         .forget(args.reset_failed)
-        .vmm(match args.vmm {
-            Vmm::Auto => VmmChoice::Auto,
-            Vmm::Qemu => VmmChoice::Qemu,
-        })
+        .vmm(vmm::wished(args.vmm).map_err(|error| refused(&error))?)
         .progress(progress.clone());
     let ready = tokio::select! {
         ready = make_ready(builder.start(), specs.clone()) => ready,

@@ -1,0 +1,103 @@
+//! libkrun, by the launcher `iii-krun`.
+//!
+//! The guest is the one that QEMU boots: the same kernel and initramfs, the same ports, disks and
+//! frames, each by descriptor. What differs is what libkrun cannot take from us: exports are served
+//! by libkrun's own virtio-fs, since no release of it has vhost-user devices (and what its main
+//! branch has takes a path, has no device for files, and no number by which `krun_has_feature` could
+//! be asked). Files that a guest makes there belong to whoever libkrun's own rules say.
+//!
+//! Its process is not confined yet: it serves directories of the host, and opens disks anew by the
+//! paths of their descriptors, both of which a private root forbids.
+//!
+//! No machine of ours has virtualisation that is real, so no VM has been seen under it: what is
+//! tested is that the launcher is told, and makes of it, what libkrun's API asks for.
+
+mod description;
+mod launcher;
+
+use std::os::fd::AsFd;
+
+use iii_proto::codec::encode_spec;
+use iii_proto::krun::MAX_KRUN_LAUNCH;
+
+use crate::helpers::HelperPlaces;
+use crate::host::Acceleration;
+use crate::machine;
+use crate::process::{ChildSpec, Namespace};
+use crate::vmm::{ExportService, VmLaunch, Vmm, VmmError, VmmInfo};
+
+use launcher::Launcher;
+
+/// Short name of this VMM.
+pub(crate) const NAME: &str = "krun";
+/// The helper binary.
+pub const HELPER: &str = "iii-krun";
+
+/// libkrun.
+#[derive(Debug)]
+pub struct Krun {
+    launcher: Launcher,
+}
+
+impl Krun {
+    /// libkrun, its launcher not looked for yet.
+    pub fn new(places: HelperPlaces) -> Self {
+        Self {
+            launcher: Launcher::new(places),
+        }
+    }
+}
+
+impl Vmm for Krun {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn check(&self) -> Result<VmmInfo, VmmError> {
+        if !matches!(std::env::consts::ARCH, "x86_64" | "aarch64") {
+            return Err(VmmError::Architecture {
+                vmm: NAME,
+                arch: std::env::consts::ARCH,
+                supported: "x86_64 and aarch64",
+            });
+        }
+        let (path, version) = self.launcher.check()?;
+        Ok(VmmInfo {
+            name: NAME,
+            path,
+            version,
+            acceleration: Acceleration::Kvm,
+        })
+    }
+
+    fn exports(&self) -> ExportService {
+        ExportService::Vmm
+    }
+
+    fn command(&self, launch: VmLaunch) -> Result<ChildSpec, VmmError> {
+        let worker = launch.worker.clone();
+        let mut spec = ChildSpec::new(self.launcher.find()?, format!("{worker}/{NAME}"));
+        spec.namespaces = vec![Namespace::Pid, Namespace::Ipc];
+        // In a user namespace every file of others would be `nobody`'s, and libkrun reports owners.
+        spec.allow_user_namespace = launch.exports.is_empty();
+        let console = rustix::fs::fstat(launch.console.as_fd())
+            .map_err(|error| machine::invalid(&worker, format!("its console: {error}")))?;
+        if rustix::fs::FileType::from_raw_mode(console.st_mode) == rustix::fs::FileType::Socket {
+            let reason = "its console is a socket, which libkrun cannot open by path";
+            return Err(machine::invalid(&worker, reason));
+        }
+        let description = description::of(launch, &mut spec)?;
+        let failed = |reason: String| {
+            let reason = format!("its launch description cannot be handed on: {reason}");
+            machine::invalid(&worker, reason)
+        };
+        let bytes = encode_spec(&description).map_err(|error| failed(error.to_string()))?;
+        if bytes.len() > MAX_KRUN_LAUNCH {
+            return Err(failed(format!("it has {} bytes", bytes.len())));
+        }
+        let sealed = description::sealed(&bytes).map_err(|error| failed(error.to_string()))?;
+        let number = spec.inherit(sealed);
+        spec.args(["--launch-fd", &number.to_string()]);
+        Ok(spec)
+    }
+}
