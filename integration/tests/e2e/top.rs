@@ -13,10 +13,10 @@ use serde_json::Value;
 const TWO: &str = "
 workers:
   busy:
-    command: [/bin/sh, -c, 'echo at work; while :; do :; done']
+    command: [/bin/sh, -c, 'echo at work; while :; do sleep 0.2; done']
     network: none
   web:
-    command: [/usr/bin/python3, -u, -c, 'import http.server as h; print(\"awake\"); h.test(h.SimpleHTTPRequestHandler, port=8000)']
+    command: [/bin/sh, -c, 'echo awake; exec /usr/bin/busybox httpd -f -p 8000 -h /usr']
     ports: ['0:8000']
     root: {persist: 64MiB}
     health: {tcp: 8000}
@@ -89,7 +89,7 @@ fn what_workers_use_is_told_when_somebody_asks() {
     assert_eq!(parts[3]["pid"], web["vmm_pid"]);
     assert!(number(&web["workload_since_unix_ms"]) >= number(&web["vm_since_unix_ms"]));
 
-    // One that does nothing but compute keeps a CPU busy, as far as others leave it one.
+    // One that starts a program again and again keeps a CPU busy.
     let busy = worker(&first, "busy");
     assert!(busy["usage"]["network"].is_null(), "{busy}");
     let spent = number(&busy["usage"]["cpu_ns"]);
@@ -108,13 +108,10 @@ fn what_workers_use_is_told_when_somebody_asks() {
         )
     };
     let before = network(&stats());
-    assert!(
-        get(port(&project), "/").contains("usr"),
-        "it lists its directory"
-    );
+    assert!(get(port(&project), "/lib/os-release").contains("NAME"));
     let after = network(&stats());
     assert!(
-        after.0 > before.0 + 40 && after.1 > before.1 + 500,
+        after.0 > before.0 + 40 && after.1 > before.1 + 200,
         "{before:?} {after:?}"
     );
     assert_eq!(project.says(&["restart", "--wait", "web"]).code, 0);
@@ -276,7 +273,8 @@ fn the_screen_shows_the_tree_and_obeys_keys_and_gives_the_terminal_back() {
         s.contains("restarts") || s.contains("restarting web")
     });
     eventually("a restart", PATIENCE, || {
-        state(&project) == ("ready".into(), 2)
+        let (state, starts) = state(&project);
+        state == "ready" && starts >= 2
     });
     screen.shows("ready again", |s| row(s, "web").contains("ready"));
     screen.press("s");
