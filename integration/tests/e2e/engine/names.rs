@@ -54,8 +54,8 @@ print("pong" if opcode == 10 else data.decode(), flush=True)
 signal.pause()
 "#;
 
-/// More than what the sockets and buffers between the engine and the guest hold.
-const FLOOD: usize = 16 << 20;
+/// More than what the buffers between the engine and the guest hold as they begin.
+const FLOOD: usize = 8 << 20;
 
 fn quick(policy: &RestartPolicy) -> RestartPolicy {
     RestartPolicy {
@@ -118,6 +118,8 @@ async fn a_successor_has_the_name_at_its_first_attempt_however_its_predecessor_e
             .until(from, &format!("the end by {end:?}"), closed)
             .await;
     }
+    let (said, _) = bench.line_from(lines, "once", "").await;
+    assert_eq!(said, "pong", "{}", engine.story());
     engine.registered(from, "once").await;
     assert_no_refusal(&engine);
     bench.stop().await;
