@@ -119,6 +119,10 @@ mod tests {
 ✗ qemu    it is missing and it is missing and it is missing and it
           is missing and
 
+How guests are run, by kind of host (> this one):
+  a fast one  kvm  unproven
+> this        tcg  proven
+
 This host cannot run workers: see what is marked ✗.
 "
         );
