@@ -48,7 +48,7 @@ clippy: ## lint as CI does
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 docs: ## build the API documentation, warnings are errors
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --workspace --no-deps
 
 deny: ## check licences, advisories and sources of all dependencies
 	./scripts/deny

@@ -36,7 +36,7 @@ pub fn end_beside_inode(size: u64, xattrs: &super::tree::Xattrs) -> usize {
     inline_end(inode_size(true) + xattrs.size(), size)
 }
 
-/// The superblock, which belongs to byte [`SUPERBLOCK_AT`] of the image.
+/// The superblock, which belongs to byte `SUPERBLOCK_AT` of the image.
 pub type SuperblockBytes = [u8; INODES_FROM - SUPERBLOCK_AT];
 
 /// What was written.

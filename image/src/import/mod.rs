@@ -1,7 +1,7 @@
 //! Images from files: what `docker save` writes, and OCI image layouts, as directories or archives.
 //!
 //! * [`Importer`] finds the images of a file and merges their layers;
-//! * [`source`] is the file: names and what they hold.
+//! * `source` is the file: names and what they hold.
 //!
 //! What is imported is checked as what is pulled: a configuration by its digest where the file
 //! names one, each layer by the configuration.

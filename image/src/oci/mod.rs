@@ -1,6 +1,6 @@
 //! What registries and archives say about images: names, digests, manifests, configurations.
 //!
-//! * [`reference`] is what a user calls an image;
+//! * [`reference`](mod@reference) is what a user calls an image;
 //! * [`digest`] is what an image's parts are called by their content;
 //! * [`manifest`] is what an image is made of, and [`platform`] which of several fits this host;
 //! * [`config`] is how it wants to be run.
