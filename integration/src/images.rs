@@ -398,6 +398,7 @@ impl BadLine {
                         // Held open until the client has enough of it.
                         Line::StallAfter(_) => drop((&client).read(&mut [0; 1])),
                         Line::Whole | Line::CutAfter(_) => {
+                            // The client may have hung up itself, here and below.
                             client.shutdown(Shutdown::Both).ok();
                         }
                     }

@@ -23,8 +23,10 @@ use std::time::Duration;
 use iii_actors::event::{Event, EventKind, LogLine};
 use iii_actors::spec::WorkerSpec;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
+use iii_proto::restart::{Exit, RestartMode, RestartPolicy};
 use iii_supervisor::{
-    EventStream, Fault, LogReader, Shutdown, Supervisor, SupervisorBuilder, Worker,
+    EventStream, ExecOutput, ExecRequest, Fault, LogReader, Shutdown, Supervisor,
+    SupervisorBuilder, Worker,
 };
 
 /// Nothing in these tests takes as long unless it is broken; a loaded machine only makes them
@@ -47,6 +49,17 @@ pub fn shell(name: &str, script: &str) -> WorkerSpec {
     let mut spec = WorkerSpec::new(worker_name(name), command);
     spec.allow_faults = true;
     spec
+}
+
+/// Restarts what has failed at once and for ever.
+pub fn quick() -> RestartPolicy {
+    RestartPolicy {
+        mode: RestartMode::OnFailure,
+        initial: Duration::from_millis(10),
+        factor: 1.0,
+        limit: None,
+        ..RestartPolicy::default()
+    }
 }
 
 /// A worker's name.
@@ -165,6 +178,26 @@ impl Bench {
             Some((found, at + 1))
         })
         .await
+    }
+
+    /// What a shell script that succeeds puts out in a running worker's guest, without what is
+    /// blank at its end.
+    pub async fn output(&self, worker: &str, script: &str) -> String {
+        let request = ExecRequest::new(["/bin/sh", "-c", script]);
+        let opening = self.supervisor.exec(worker_name(worker), request).await;
+        let mut session = opening.unwrap_or_else(|error| panic!("{script}: {error}"));
+        drop(session.stdin.take());
+        let mut output = session.output.take().expect("nobody has taken it");
+        let mut text = Vec::new();
+        while let Some(piece) = output.recv().await {
+            match piece {
+                ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes) => text.extend(bytes),
+            }
+        }
+        let exit = session.wait().await.expect("the session ends in order");
+        let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+        assert_eq!(exit, Exit::Code { code: 0 }, "{script}: {text}");
+        text
     }
 
     /// The first line of `worker` that starts with `prefix`, as text.

@@ -38,22 +38,37 @@ pub struct Run {
 /// Whoever runs these tests in the background may have had SIGINT or SIGHUP ignored, which is
 /// inherited and which `iii-super` respects; `env` puts that back and becomes the program.
 pub fn with_signals(command: Command) -> Command {
-    let mut wrapped = Command::new("env");
+    let mut wrapper = Command::new("env");
+    wrapper.arg("--default-signal=INT,TERM,HUP,QUIT");
+    let mut wrapped = around(wrapper, &command);
+    wrapped.stdin(Stdio::null());
     wrapped
-        .arg("--default-signal=INT,TERM,HUP")
-        .arg(command.get_program());
-    wrapped.args(command.get_args());
+}
+
+/// The same as the user, and the group, of this number.
+pub fn as_user(id: u32, command: &Command) -> Command {
+    let mut wrapper = Command::new("setpriv");
+    wrapper.args([format!("--reuid={id}"), format!("--regid={id}")]);
+    wrapper.args(["--clear-groups", "--"]);
+    around(wrapper, command)
+}
+
+/// User and group of nobody in particular.
+pub const NOBODY: u32 = 65_534;
+
+/// A program that becomes another, in front of that one.
+pub(crate) fn around(mut wrapper: Command, command: &Command) -> Command {
+    wrapper.arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         match value {
-            Some(value) => wrapped.env(name, value),
-            None => wrapped.env_remove(name),
+            Some(value) => wrapper.env(name, value),
+            None => wrapper.env_remove(name),
         };
     }
     if let Some(directory) = command.get_current_dir() {
-        wrapped.current_dir(directory);
+        wrapper.current_dir(directory);
     }
-    wrapped.stdin(Stdio::null());
-    wrapped
+    wrapper
 }
 
 impl Run {

@@ -9,12 +9,37 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nix::pty::{Winsize, openpty};
+use nix::pty::{OpenptyResult, Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 use nix::unistd::Pid;
 
 use crate::PATIENCE;
+use crate::program::{around, with_signals};
+
+/// Starts a program on a terminal of its own, which controls it as a shell's does, and with the
+/// signals that a shell leaves it.
+pub fn on_terminal(
+    command: Command,
+    size: Option<(u16, u16)>,
+    kind: &str,
+) -> (Child, OpenptyResult) {
+    let size = size.map(|(rows, columns)| Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    });
+    let pty = openpty(&size, None).unwrap();
+    let end = || Stdio::from(pty.slave.try_clone().unwrap());
+    let inner = with_signals(command);
+    let mut wrapped = Command::new("setsid");
+    wrapped.args(["--ctty", "--wait"]);
+    let mut wrapped = around(wrapped, &inner);
+    wrapped.env("TERM", kind);
+    let child = wrapped.stdin(end()).stdout(end()).stderr(end()).spawn();
+    (child.unwrap(), pty)
+}
 
 /// A pseudo-terminal with a program on it.
 pub struct Terminal {
@@ -27,34 +52,8 @@ pub struct Terminal {
 
 impl Terminal {
     /// The program on a terminal of its own, which controls it.
-    pub fn open(command: &Command, rows: u16, columns: u16) -> Self {
-        let size = Winsize {
-            ws_row: rows,
-            ws_col: columns,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let pty = openpty(&size, None).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        let mut wrapped = Command::new("setsid");
-        wrapped.args(["--ctty", "env", "--default-signal=INT,TERM,HUP"]);
-        wrapped.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        if let Some(directory) = command.get_current_dir() {
-            wrapped.current_dir(directory);
-        }
-        let child = wrapped
-            .env("TERM", "xterm-256color")
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .unwrap();
+    pub fn open(command: Command, rows: u16, columns: u16) -> Self {
+        let (child, pty) = on_terminal(command, Some((rows, columns)), "xterm-256color");
         let master = File::from(pty.master);
         let flags = nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(&master, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         },
         Err(error) => {
+            // As above; the exit code says it too.
             writeln!(std::io::stderr(), "iii-krun: {error}").ok();
             ExitCode::from(FAILED)
         }

@@ -11,7 +11,7 @@ use iii_supervisor::{ActorKind, Event, EventKind, Scope, WorkerState};
 use super::census::{self, Census};
 use super::disk::SmallDisk;
 use super::plan::{Kind, NEIGHBOUR, PATIENT, Step, VICTIMS};
-use crate::{Bench, PATIENCE, is, shell};
+use crate::{Bench, PATIENCE, is, quick, shell};
 
 /// Without an answer for so long an impatient worker's guest counts as hung.
 const HASTE: Duration = Duration::from_secs(6);
@@ -39,11 +39,8 @@ pub struct Chaos {
 fn for_ever(mode: RestartMode) -> RestartPolicy {
     RestartPolicy {
         mode,
-        initial: Duration::from_millis(10),
-        factor: 1.0,
-        limit: None,
         stop_codes: Vec::new(),
-        ..RestartPolicy::default()
+        ..quick()
     }
 }
 

@@ -9,7 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use iii_integration::program::{
-    Run, descendants, eventually, is_alive, processes_with, program, run, workers_file,
+    NOBODY, Run, as_user, descendants, eventually, is_alive, processes_with, program, run,
+    workers_file,
 };
 use iii_integration::{PATIENCE, binaries};
 use nix::sys::signal::Signal;
@@ -211,19 +212,8 @@ fn the_quickstart_runs_as_an_ordinary_user() {
         .arg(&home)
         .status();
     assert!(status.unwrap().success());
-    let mut command = Command::new("setpriv");
-    command
-        .args([
-            "--reuid",
-            "65534",
-            "--regid",
-            "65534",
-            "--clear-groups",
-            "--",
-        ])
-        .arg(directory.path().join("iii-super"))
-        .env_remove("III_HOME")
-        .env("HOME", &home);
+    let mut command = as_user(NOBODY, &Command::new(directory.path().join("iii-super")));
+    command.env_remove("III_HOME").env("HOME", &home);
     quickstart_runs(command, directory.path(), port);
 }
 

@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use iii_integration::binaries;
-use iii_integration::program::Run;
+use iii_integration::program::{NOBODY, Run, as_user};
 use iii_integration::project::Project;
 
 const WORKER: &str = "
@@ -24,13 +24,13 @@ workers:
 /// What came of each attack: whether it was held, and why.
 type Report = BTreeMap<String, (bool, String)>;
 
-/// Runs a worker whose VMM is the attacker. `as_user`: by an ordinary user, who has a copy of the
+/// Runs a worker whose VMM is the attacker. `by_user`: by an ordinary user, who has a copy of the
 /// programs, since those of a build are in the builder's home.
-fn attacked(as_user: bool, confinement: Option<&str>) -> Report {
+fn attacked(by_user: bool, confinement: Option<&str>) -> Report {
     let project = Project::new(WORKER);
     let place = tempfile::tempdir().unwrap();
     let mut command;
-    if as_user {
+    if by_user {
         for name in ["iii-super", "iii-shim", "iii-vfs", "iii-attacker"] {
             fs::copy(binaries().join(name), place.path().join(name)).unwrap();
         }
@@ -44,21 +44,11 @@ fn attacked(as_user: bool, confinement: Option<&str>) -> Report {
         }
         for directory in [project.home(), project.directory(), place.path()] {
             run(Command::new("chown")
-                .args(["-R", "65534:65534"])
+                .args(["-R", &format!("{NOBODY}:{NOBODY}")])
                 .arg(directory));
         }
-        command = Command::new("setpriv");
-        command
-            .args([
-                "--reuid",
-                "65534",
-                "--regid",
-                "65534",
-                "--clear-groups",
-                "--",
-            ])
-            .arg(place.path().join("iii-super"))
-            .current_dir(project.directory());
+        command = as_user(NOBODY, &Command::new(place.path().join("iii-super")));
+        command.current_dir(project.directory());
     } else {
         let attacker = binaries().join("iii-attacker");
         symlink(attacker, place.path().join("qemu-system-x86_64")).unwrap();

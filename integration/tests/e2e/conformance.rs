@@ -99,27 +99,6 @@ fn some_vmm_is_always_run_and_krun_never_without_hardware() {
     assert!(hardware || !runnable.contains(&Candidate::Krun));
 }
 
-async fn output(bench: &Bench, worker: &str, script: &str) -> String {
-    let request = ExecRequest::new(["/bin/sh", "-c", script]);
-    let mut session = bench
-        .supervisor
-        .exec(worker_name(worker), request)
-        .await
-        .unwrap();
-    drop(session.stdin.take());
-    let mut output = session.output.take().unwrap();
-    let mut text = Vec::new();
-    while let Some(piece) = output.recv().await {
-        match piece {
-            ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes) => text.extend(bytes),
-        }
-    }
-    let exit = session.wait().await.unwrap();
-    let text = String::from_utf8(text).unwrap();
-    assert_eq!(exit, Exit::Code { code: 0 }, "{script}: {text}");
-    text.trim_end().to_owned()
-}
-
 fn vms_started(bench: &Bench, worker: &str) -> Vec<(String, String)> {
     let about = bench.seen.iter().filter(|event| is(event, worker));
     about
@@ -137,8 +116,7 @@ async fn boot() {
         let (boot, _, _) = bench.ready(0, "a").await;
         let (vmm, accel) = candidate.names();
         assert_eq!(vms_started(&bench, "a"), [(vmm.into(), accel.into())]);
-        let seen = output(
-            &bench,
+        let seen = bench.output(
             "a",
             "uname -r; cat /proc/1/comm; echo $III_BOOT_ID; id -u; cat /proc/sys/kernel/hostname",
         );
@@ -242,7 +220,7 @@ async fn network() {
         bench.ready(0, "a").await;
         let script = "ip link show eth0 | grep -o 'mtu [0-9]*'; \
                       ip -4 -o addr show eth0 | grep -o '100[^ ]*/[0-9]*'";
-        let seen = output(&bench, "a", script).await;
+        let seen = bench.output("a", script).await;
         assert_eq!(seen, "mtu 65520\n100.96.0.2/30", "{candidate:?}");
         // Without a network there is none, whatever else the VMM could offer.
         bench.line("alone", "end").await;
@@ -251,9 +229,7 @@ async fn network() {
         assert!(lines.iter().any(|line| line == "lo"), "{lines:?}");
         assert!(!lines.iter().any(|line| line == "eth0"), "{lines:?}");
         bench.ready(0, "alone").await;
-        let vsock = output(
-            &bench,
-            "alone",
+        let vsock = bench.output("alone",
             "ls /sys/bus/virtio/drivers/vmw_vsock_virtio_transport 2>/dev/null | grep -c virtio || true",
         );
         assert_eq!(
@@ -281,7 +257,7 @@ async fn exports() {
                       cat /data/d/link; cat /shared/kept; echo; \
                       (echo x > /shared/new) 2>&1 | grep -o 'Read-only file system'; \
                       rm -f /shared/kept 2>&1 | grep -o 'Read-only file system'";
-        let seen = output(&bench, "a", script).await;
+        let seen = bench.output("a", script).await;
         let seen: Vec<&str> = seen.lines().collect();
         assert_eq!(
             seen[..],

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use iii_integration::chaos::disk::SmallDisk;
-use iii_integration::program::program;
+use iii_integration::program::{NOBODY, as_user, program};
 use iii_integration::traced::{Stop, Traced};
 use tempfile::TempDir;
 
@@ -237,29 +237,6 @@ fn a_full_disk_leaves_the_old_file_and_says_so() {
     assert!(project.text().contains("  b:\n"));
 }
 
-fn as_nobody(command: &Command) -> Command {
-    let mut wrapped = Command::new("setpriv");
-    wrapped
-        .args([
-            "--reuid",
-            "65534",
-            "--regid",
-            "65534",
-            "--clear-groups",
-            "--",
-        ])
-        .arg(command.get_program())
-        .args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => wrapped.env(name, value),
-            None => wrapped.env_remove(name),
-        };
-    }
-    wrapped.current_dir(command.get_current_dir().unwrap());
-    wrapped
-}
-
 fn open_to_all(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -280,7 +257,7 @@ fn what_a_user_may_not_change_is_told_and_stays() {
         let words = project.command(&["add", "b", "--command", "y"]);
         command.args(words.get_args()).current_dir(&project.app);
         command.env("HOME", project.home.path());
-        let output = as_nobody(&command).output().unwrap();
+        let output = as_user(NOBODY, &command).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
         assert!(said(&output).contains(part), "{}", said(&output));
         assert_eq!(project.text(), text);

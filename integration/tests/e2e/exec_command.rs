@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use iii_integration::PATIENCE;
 use iii_integration::program::{Run, eventually};
 use iii_integration::project::{Project, Said};
+use iii_integration::terminal::on_terminal;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
 use nix::unistd::Pid;
@@ -333,27 +333,8 @@ struct Terminal {
 impl Terminal {
     /// `exec -it box COMMAND…` on a terminal of 31 lines.
     fn exec(project: &Project, command: &[&str]) -> Self {
-        let size = Winsize {
-            ws_row: 31,
-            ws_col: 97,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let pty = openpty(&size, None).unwrap();
-        let inner = project.command(&[&["exec", "-it", "box", "--"], command].concat());
-        let mut wrapped = Command::new("setsid");
-        wrapped
-            .args(["--ctty", "--wait"])
-            .arg("env")
-            .arg("--default-signal=INT,TERM,HUP,QUIT");
-        wrapped.arg(inner.get_program()).args(inner.get_args());
-        wrapped
-            .current_dir(project.directory())
-            .env("III_HOME", project.home())
-            .env("TERM", "screen");
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        wrapped.stdin(end()).stdout(end()).stderr(end());
-        let child = wrapped.spawn().unwrap();
+        let command = project.command(&[&["exec", "-it", "box", "--"], command].concat());
+        let (child, pty) = on_terminal(command, Some((31, 97)), "screen");
         Self {
             master: File::from(pty.master),
             slave: pty.slave,

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use iii_actors::spec::{Dependency, PublishSpec, WorkerSpec};
 use iii_integration::http::HttpConnection;
-use iii_integration::{Bench, PATIENCE, is, shell, worker_name};
+use iii_integration::{Bench, PATIENCE, is, quick, shell, worker_name};
 use iii_proto::guest::{HealthCheck, Probe};
 use iii_proto::ids::{BootId, GuestPid};
 use iii_proto::restart::{Decision, Exit, RestartLimit, RestartMode, RestartPolicy};
@@ -36,16 +36,6 @@ use iii_supervisor::{
 
 /// Says that it runs and goes on for as long as it is let.
 const STAYS: &str = "echo up; while true; do sleep 1; done";
-
-fn quick() -> RestartPolicy {
-    RestartPolicy {
-        mode: RestartMode::OnFailure,
-        initial: Duration::from_millis(10),
-        factor: 1.0,
-        limit: None,
-        ..RestartPolicy::default()
-    }
-}
 
 fn at_most(restarts: u32) -> RestartPolicy {
     RestartPolicy {

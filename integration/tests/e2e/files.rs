@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use iii_actors::spec::UserSpec;
 use iii_integration::agent::{Agent, AgentHost, mount};
+use iii_integration::program::as_user;
 use iii_integration::{Bench, PATIENCE, binaries};
 use nix::unistd::{Gid, Uid, chown};
 use serde_json::{Value, json};
@@ -408,10 +409,7 @@ async fn sixty_thousand_files_under_4096_descriptors_of_an_ordinary_user() {
 
     let limited = "ulimit -n 4096 && exec \"$@\"";
     let mut command = if Uid::effective().is_root() {
-        let mut command = Command::new("setpriv");
-        let ids = [format!("--reuid={ORDINARY}"), format!("--regid={ORDINARY}")];
-        command.args(ids).args(["--clear-groups", "/bin/sh"]);
-        command
+        as_user(ORDINARY, &std::process::Command::new("/bin/sh")).into()
     } else {
         Command::new("/bin/sh")
     };

@@ -3,23 +3,13 @@
 use std::time::Duration;
 
 use iii_actors::spec::WorkerSpec;
-use iii_integration::{Bench, PATIENCE, is, shell};
+use iii_integration::{Bench, PATIENCE, is, quick, shell};
 use iii_proto::ids::{BootId, GuestPid};
-use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
+use iii_proto::restart::{RestartLimit, RestartPolicy};
 use iii_supervisor::{ActorKind, Event, EventKind, Fault};
 
 /// Counts for as long as it lives.
 const COUNTER: &str = "i=0; while true; do i=$((i+1)); echo \"tick $i\"; sleep 1; done";
-
-fn quick() -> RestartPolicy {
-    RestartPolicy {
-        mode: RestartMode::OnFailure,
-        initial: Duration::from_millis(10),
-        factor: 1.0,
-        limit: None,
-        ..RestartPolicy::default()
-    }
-}
 
 fn counter(name: &str) -> WorkerSpec {
     let mut spec = shell(name, COUNTER);

@@ -201,7 +201,7 @@ fn a_guest_that_hangs_is_told_of_without_its_memory() {
 }
 
 fn top(project: &Project) -> Terminal {
-    Terminal::open(&project.command(&["top"]), 30, 120)
+    Terminal::open(project.command(&["top"]), 30, 120)
 }
 
 /// The line of a worker in the table.

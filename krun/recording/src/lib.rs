@@ -72,6 +72,7 @@ unsafe fn text(pointer: *const c_char) -> String {
     if pointer.is_null() {
         return "null".into();
     }
+    // SAFETY: not null, so NUL-terminated and valid for this call, by this function's condition.
     unsafe { CStr::from_ptr(pointer) }
         .to_string_lossy()
         .into_owned()
@@ -124,6 +125,8 @@ pub unsafe extern "C" fn krun_set_kernel(
     initramfs: *const c_char,
     command_line: *const c_char,
 ) -> c_int {
+    // SAFETY: the caller gives strings as libkrun's API wants them.
+    // SAFETY: the caller gives strings as libkrun's API wants them.
     let (kernel, initramfs, command_line) =
         unsafe { (text(kernel), text(initramfs), text(command_line)) };
     note(|vm| vm.initramfs.clone_from(&initramfs));
@@ -133,6 +136,7 @@ pub unsafe extern "C" fn krun_set_kernel(
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn krun_set_console_output(ctx: u32, path: *const c_char) -> c_int {
+    // SAFETY: the caller gives strings as libkrun's API wants them.
     let path = unsafe { text(path) };
     note(|vm| vm.console.clone_from(&path));
     answer("krun_set_console_output", &format!("{ctx}, {path}"), 0)
@@ -151,6 +155,7 @@ pub unsafe extern "C" fn krun_add_console_port_inout(
     input: c_int,
     output: c_int,
 ) -> c_int {
+    // SAFETY: the caller gives strings as libkrun's API wants them.
     let name = unsafe { text(name) };
     note(|vm| vm.ports.push((name.clone(), output)));
     let arguments = format!("{ctx}, {console}, {name}, {input}, {output}");
@@ -166,6 +171,7 @@ pub unsafe extern "C" fn krun_add_virtiofs4(
     read_only: bool,
     semantics: u32,
 ) -> c_int {
+    // SAFETY: the caller gives strings as libkrun's API wants them.
     let (tag, path) = unsafe { (text(tag), text(path)) };
     let arguments = format!("{ctx}, {tag}, {path}, {window}, {read_only}, {semantics}");
     answer("krun_add_virtiofs4", &arguments, 0)
@@ -181,12 +187,14 @@ pub unsafe extern "C" fn krun_add_disk3(
     direct: bool,
     sync: u32,
 ) -> c_int {
+    // SAFETY: the caller gives strings as libkrun's API wants them.
     let (id, path) = unsafe { (text(id), text(path)) };
     note(|vm| vm.disks.push((id.clone(), path.clone())));
     let arguments = format!("{ctx}, {id}, {path}, {format}, {read_only}, {direct}, {sync}");
     answer("krun_add_disk3", &arguments, 0)
 }
 
+/// SAFETY, for the caller: strings and address are as libkrun's API wants them.
 unsafe fn network(
     call: &str,
     ctx: u32,
@@ -196,7 +204,9 @@ unsafe fn network(
     features: u32,
     flags: u32,
 ) -> c_int {
+    // SAFETY: the caller gives strings as libkrun's API wants them.
     let path = unsafe { text(path) };
+    // SAFETY: libkrun's API has six bytes here.
     let mac: Vec<String> = unsafe { std::slice::from_raw_parts(mac, 6) }
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -219,6 +229,7 @@ pub unsafe extern "C" fn krun_add_net_unixgram(
     features: u32,
     flags: u32,
 ) -> c_int {
+    // SAFETY: as for `network`, by the caller.
     unsafe { network("krun_add_net_unixgram", ctx, path, fd, mac, features, flags) }
 }
 
@@ -231,6 +242,7 @@ pub unsafe extern "C" fn krun_add_net_unixstream(
     features: u32,
     flags: u32,
 ) -> c_int {
+    // SAFETY: as for `network`, by the caller.
     unsafe {
         network(
             "krun_add_net_unixstream",

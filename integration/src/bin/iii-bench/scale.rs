@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ pub(crate) const ARGUMENT: &str = "--scale-of";
 const WORKERS: usize = 1000;
 /// Workers that are started at once.
 const BATCH: usize = 100;
+/// Connections that may wait to be accepted.
+const QUEUE: u32 = 4096;
 /// From the last worker's readiness to idleness.
 const SETTLE: Duration = Duration::from_secs(5);
 /// How long the idle tree is watched: four heartbeats.
@@ -169,18 +171,22 @@ async fn ready(events: &mut broadcast::Receiver<Event>, count: usize) -> Result<
 /// the guest ends it. One thread for all of them, and none waits for another: a guest that was killed
 /// before it said anything must not keep its neighbours.
 fn host_service() -> Result<u16, String> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| e.to_string())?;
-    let port = listener.local_addr().map_err(|e| e.to_string())?.port();
-    listener.set_nonblocking(true).map_err(|e| e.to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()
         .map_err(|e| e.to_string())?;
+    let listener = {
+        let _within = runtime.enter();
+        let socket = tokio::net::TcpSocket::new_v4().map_err(|e| e.to_string())?;
+        let address = (Ipv4Addr::LOCALHOST, 0).into();
+        socket.bind(address).map_err(|e| e.to_string())?;
+        // Room for all at once: what finds the queue full is tried again by the host's kernel after
+        // one second, then two, four and so on, which would be measured in our place.
+        socket.listen(QUEUE).map_err(|e| e.to_string())?
+    };
+    let port = listener.local_addr().map_err(|e| e.to_string())?.port();
     std::thread::spawn(move || {
         runtime.block_on(async {
-            let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-                return;
-            };
             while let Ok((mut connection, _)) = listener.accept().await {
                 tokio::spawn(async move {
                     let mut word = [0; 5];

@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use iii_integration::PATIENCE;
-use nix::pty::openpty;
+use iii_integration::terminal::on_terminal;
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use super::Project;
@@ -21,22 +21,9 @@ struct Terminal {
 
 impl Terminal {
     fn open(project: &Project) -> Self {
-        let pty = openpty(None, None).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        // setsid makes the pseudo-terminal the controlling one, as a shell's is.
-        let dev = project.command(&["--no-color"]);
-        let mut command = std::process::Command::new("setsid");
-        command.args(["--ctty", "env", "--default-signal=INT,TERM,HUP"]);
-        command.arg(dev.get_program()).args(dev.get_args());
-        command
-            .env("III_HOME", project.home.path())
-            .env("TERM", "xterm");
-        let child = command
-            .stdin(end())
-            .stdout(end())
-            .stderr(end())
-            .spawn()
-            .unwrap();
+        let mut dev = project.command(&["--no-color"]);
+        dev.env("III_HOME", project.home.path());
+        let (child, pty) = on_terminal(dev, None, "xterm");
         let master = File::from(pty.master);
         let flags = nix::fcntl::OFlag::O_NONBLOCK;
         nix::fcntl::fcntl(&master, nix::fcntl::FcntlArg::F_SETFL(flags)).unwrap();

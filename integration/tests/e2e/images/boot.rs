@@ -10,9 +10,9 @@ use iii_actors::spec::{HealthCheck, ImageSpec, MountSpec, Probe, RootSpec, Worke
 use iii_image::Importer;
 use iii_image::store::collect::RemoveError;
 use iii_integration::images::{Layer, Registry, layout, who_runs_it};
-use iii_integration::program::{Run, workers_file};
+use iii_integration::program::{Run, as_user, workers_file};
 use iii_integration::{Bench, binaries, worker_name};
-use iii_supervisor::{ExecOutput, ExecRequest, Supervisor};
+use iii_supervisor::Supervisor;
 use nix::sys::signal::Signal;
 
 use super::puller;
@@ -107,25 +107,6 @@ fn on_image(worker: &str, command: &[&str]) -> WorkerSpec {
     spec
 }
 
-async fn exec(bench: &Bench, worker: &str, script: &str) -> String {
-    let request = ExecRequest::new(["/bin/sh", "-c", script]);
-    let mut session = bench
-        .supervisor
-        .exec(worker_name(worker), request)
-        .await
-        .unwrap();
-    drop(session.stdin.take());
-    let mut output = session.output.take().unwrap();
-    let mut said = Vec::new();
-    while let Some(piece) = output.recv().await {
-        match piece {
-            ExecOutput::Stdout(bytes) | ExecOutput::Stderr(bytes) => said.extend(bytes),
-        }
-    }
-    assert!(session.wait().await.unwrap().is_success());
-    String::from_utf8(said).unwrap().trim_end().to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_on_one_image_see_it_as_it_was_made_and_keep_it() {
     let directory = tempfile::tempdir().unwrap();
@@ -167,18 +148,18 @@ async fn two_workers_on_one_image_see_it_as_it_was_made_and_keep_it() {
         bench.line("mounted", line).await;
     }
     // Its own changes are its own.
-    assert_eq!(exec(&bench, "probed", "ls /data").await, "new\nowned");
+    assert_eq!(bench.output("probed", "ls /data").await, "new\nowned");
     assert_eq!(
-        exec(&bench, "probed", "touch /data/mine && id -u").await,
+        bench.output("probed", "touch /data/mine && id -u").await,
         "999"
     );
-    assert_eq!(exec(&bench, "mounted", "ls /data").await, "new\nowned");
+    assert_eq!(bench.output("mounted", "ls /data").await, "new\nowned");
     // Files on the mount are the workload's in the guest and the user's on the host.
     assert_eq!(
-        exec(&bench, "mounted", "stat -c %u:%g . input").await,
+        bench.output("mounted", "stat -c %u:%g . input").await,
         "999:998\n999:998"
     );
-    exec(&bench, "mounted", "echo made > made").await;
+    bench.output("mounted", "echo made > made").await;
     let made = fs::metadata(project.join("made")).unwrap();
     let of_project = fs::metadata(&project).unwrap();
     use std::os::unix::fs::MetadataExt as _;
@@ -229,18 +210,18 @@ async fn a_root_that_persists_lies_over_the_image_and_its_run_is_fresh() {
     worker.persist = Some(64 << 20);
     bench.add(vec![worker]).await;
     let (_, _, _) = bench.ready(0, "kept").await;
-    exec(
-        &bench,
-        "kept",
-        "echo 1 > /data/kept; echo 1 > /run/app/pid; echo 1 > /tmp/t; sync",
-    )
-    .await;
+    bench
+        .output(
+            "kept",
+            "echo 1 > /data/kept; echo 1 > /run/app/pid; echo 1 > /tmp/t; sync",
+        )
+        .await;
     let from = bench.mark();
     let worker = bench.worker("kept");
     worker.restart(iii_supervisor::Scope::Vm).await.unwrap();
     bench.ready(from, "kept").await;
     let script = "cat /data/kept; ls /run/app /tmp; stat -c %u:%a /run/app /tmp /who";
-    let said = exec(&bench, "kept", script).await;
+    let said = bench.output("kept", script).await;
     assert_eq!(said, "1\n/run/app:\n\n/tmp:\n999:750\n0:1777\n0:4755");
     drop(bench.stop().await);
 }
@@ -272,13 +253,8 @@ fn anybody(directory: &Path, owner: u32) -> (Command, PathBuf) {
         .arg(&home)
         .status();
     assert!(owned.unwrap().success());
-    let mut command = Command::new("setpriv");
-    command
-        .args([&format!("--reuid={owner}"), &format!("--regid={owner}")])
-        .args(["--clear-groups", "--"])
-        .arg(directory.join("iii-super"))
-        .env("III_HOME", &home)
-        .env("HOME", &home);
+    let mut command = as_user(owner, &Command::new(directory.join("iii-super")));
+    command.env("III_HOME", &home).env("HOME", &home);
     (command, home)
 }
 
