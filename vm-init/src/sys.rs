@@ -71,11 +71,14 @@ pub(crate) fn set_own_nice(nice: i32) -> nix::Result<()> {
 /// Makes this process one that does not take the CPU from who wakes it (SCHED_BATCH, sched(7)).
 /// Its children are ordinary ones.
 pub(crate) fn set_own_batch() -> nix::Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
+    // The kernel's sched_param, which is one number; that of the C library may have more.
+    let priority: libc::c_int = 0;
     let policy = libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: sched_setscheduler reads a sched_param, which lives through the call; 0 is the
-    // calling process.
-    Errno::result(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
+    // SAFETY: sched_setscheduler(2) reads one number, which lives through the call; 0 is the
+    // calling process. By number, since musl's function of that name only returns ENOSYS.
+    let result =
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
+    Errno::result(result).map(drop)
 }
 
 /// Sends any signal number, real-time ones included. Refuses the pids with which kill(2) means
