@@ -51,7 +51,7 @@ pub struct WorkerPlan {
     /// The kernel in the VMM's form.
     pub kernel: PathBuf,
     /// The part of the initramfs that is the same at every boot: vm-init and the skeleton.
-    pub initramfs: Arc<[u8]>,
+    pub initramfs: Arc<Vec<u8>>,
     /// How the guest assembles its root.
     pub root: Root,
     /// What it mounts below.

@@ -70,6 +70,14 @@ impl Initramfs {
         Self::default()
     }
 
+    /// An empty segment with room for this many bytes.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self {
+            out: Vec::with_capacity(bytes),
+            ..Self::default()
+        }
+    }
+
     /// The first program that the kernel starts.
     pub fn init(&mut self, bytes: &[u8]) -> Result<&mut Self, InitramfsError> {
         self.file("/init", 0o755, bytes)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::erofs::{Attributes, Builder, ErofsError};
+use crate::erofs::{Attributes, BLOCK, Builder, ErofsError};
 
 /// One directory, file or link of the skeleton.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,20 @@ pub struct SkeletonEntry {
     pub kind: EntryKind,
     /// To whom it belongs.
     pub owner: Owner,
+}
+
+impl SkeletonEntry {
+    /// About the bytes that it takes of an image.
+    fn room(&self) -> usize {
+        /// An inode, and an entry in a directory.
+        const NODE: usize = 128;
+        let content = match &self.kind {
+            EntryKind::Dir { .. } => 0,
+            EntryKind::File { bytes, .. } => bytes.len().next_multiple_of(BLOCK),
+            EntryKind::Symlink { target } => target.len(),
+        };
+        NODE + self.path.len() + content
+    }
 }
 
 /// A user and a group of the guest.
@@ -132,7 +146,8 @@ pub fn image(skeleton: &[SkeletonEntry]) -> Result<Vec<u8>, ErofsError> {
             }
         }
     }
-    let mut image = Vec::new();
+    let contents: usize = skeleton.iter().map(SkeletonEntry::room).sum();
+    let mut image = Vec::with_capacity(contents);
     builder.write(&mut image)?;
     Ok(image)
 }

@@ -176,14 +176,14 @@ pub(crate) struct Preparation<'a> {
     present: Vec<WorkerName>,
     /// Listeners of workers that are to go, for those that publish the same ports after them.
     inherited: Vec<TcpListener>,
-    host_root: Option<(Arc<HostRoot>, Arc<[u8]>)>,
+    host_root: Option<(Arc<HostRoot>, Arc<Vec<u8>>)>,
     /// vm-init alone: an image is a root without a skeleton.
-    bare_medium: Option<Arc<[u8]>>,
+    bare_medium: Option<Arc<Vec<u8>>>,
 }
 
 /// What a worker comes to with its root.
 struct Base {
-    initramfs: Arc<[u8]>,
+    initramfs: Arc<Vec<u8>>,
     lowers: Vec<Lower>,
     skeleton: bool,
     exports: Vec<RootExport>,
@@ -275,22 +275,22 @@ impl<'a> Preparation<'a> {
         errors
     }
 
-    fn host_root(&mut self) -> Result<(Arc<HostRoot>, Arc<[u8]>), PrepareFault> {
+    fn host_root(&mut self) -> Result<(Arc<HostRoot>, Arc<Vec<u8>>), PrepareFault> {
         if let Some(found) = &self.host_root {
             return Ok(found.clone());
         }
         let root = HostRoot::discover()?;
         let medium = boot_medium(self.firmware, Some(&root.skeleton))?;
-        let found = (Arc::new(root), Arc::from(medium));
+        let found = (Arc::new(root), Arc::new(medium));
         self.host_root = Some(found.clone());
         Ok(found)
     }
 
-    fn bare_medium(&mut self) -> Result<Arc<[u8]>, PrepareFault> {
+    fn bare_medium(&mut self) -> Result<Arc<Vec<u8>>, PrepareFault> {
         if let Some(medium) = &self.bare_medium {
             return Ok(medium.clone());
         }
-        let medium: Arc<[u8]> = Arc::from(boot_medium(self.firmware, None)?);
+        let medium: Arc<Vec<u8>> = Arc::new(boot_medium(self.firmware, None)?);
         self.bare_medium = Some(medium.clone());
         Ok(medium)
     }
@@ -399,15 +399,22 @@ fn in_order(specs: Vec<WorkerSpec>) -> Result<Vec<WorkerSpec>, PrepareError> {
         .collect())
 }
 
+/// More bytes than the names and headers of a boot medium's few files have.
+const MEDIUM_HEADERS: usize = 4096;
+
 /// vm-init and the skeleton, which are the same at every boot.
 fn boot_medium(
     firmware: &Firmware,
     skeleton: Option<&[SkeletonEntry]>,
 ) -> Result<Vec<u8>, PrepareFault> {
-    let mut medium = Initramfs::new();
-    medium.init(firmware.init().bytes())?;
-    if let Some(skeleton) = skeleton {
-        medium.file(SKELETON_PATH, 0o400, &skeleton::image(skeleton)?)?;
+    let image = skeleton.map(skeleton::image).transpose()?;
+    let init = firmware.init().bytes();
+    // A start waits for this, and memory that the kernel must clear is most of what it costs.
+    let size = init.len() + image.as_ref().map_or(0, Vec::len) + MEDIUM_HEADERS;
+    let mut medium = Initramfs::with_capacity(size);
+    medium.init(init)?;
+    if let Some(image) = image {
+        medium.file(SKELETON_PATH, 0o400, &image)?;
     }
     Ok(medium.finish())
 }

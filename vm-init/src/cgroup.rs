@@ -1,9 +1,10 @@
 //! A cgroup (v2) that holds processes together, so that all of them can be ended and their end seen.
 
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
 use nix::sys::uio::{pread, pwrite};
 
@@ -11,7 +12,7 @@ use nix::sys::uio::{pread, pwrite};
 /// end below its own, which would keep PID 1 busy with removing them.
 const MOST_NESTED: usize = 256;
 
-/// One cgroup, with its files open.
+/// One cgroup, with its directory open: whatever the workload mounts over it, it is this one.
 ///
 /// Linux 6.12 kills at once whatever is cloned into a cgroup (CLONE_INTO_CGROUP) whose
 /// `cgroup.kill` was ever used: it compares the kill count of the parent's cgroup with that of the
@@ -20,8 +21,8 @@ const MOST_NESTED: usize = 256;
 pub(crate) struct Cgroup {
     path: PathBuf,
     directory: OwnedFd,
-    events: OwnedFd,
-    kill: OwnedFd,
+    /// Opened when it is first asked for, at the end of a life: not on the way to its start.
+    events: OnceCell<OwnedFd>,
 }
 
 impl Cgroup {
@@ -30,8 +31,7 @@ impl Cgroup {
         nix::unistd::mkdir(&path, Mode::from_bits_truncate(0o755))?;
         Ok(Self {
             directory: open_file(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY)?,
-            events: open_file(&path.join("cgroup.events"), OFlag::O_RDONLY)?,
-            kill: open_file(&path.join("cgroup.kill"), OFlag::O_WRONLY)?,
+            events: OnceCell::new(),
             path,
         })
     }
@@ -48,12 +48,30 @@ impl Cgroup {
 
     /// No process runs in it or below it. The dead that nobody has reaped yet do not count.
     pub(crate) fn is_empty(&self) -> bool {
-        value_of(&self.events, "populated") == Some(0)
+        let events = match self.events.get() {
+            Some(events) => events,
+            None => match self.open("cgroup.events", OFlag::O_RDONLY) {
+                Ok(events) => self.events.get_or_init(|| events),
+                // Not known to be empty; it is asked again.
+                Err(_) => return false,
+            },
+        };
+        value_of(events, "populated") == Some(0)
     }
 
     /// SIGKILL to all in it and below it, even if they fork meanwhile.
     pub(crate) fn kill(&self) -> nix::Result<()> {
-        pwrite(self.kill.as_fd(), b"1", 0).map(drop)
+        let kill = self.open("cgroup.kill", OFlag::O_WRONLY)?;
+        pwrite(kill.as_fd(), b"1", 0).map(drop)
+    }
+
+    fn open(&self, name: &str, flags: OFlag) -> nix::Result<OwnedFd> {
+        openat(
+            &self.directory,
+            name,
+            flags | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
     }
 
     /// Removes it, with what root of the guest has made below it. One that holds processes that

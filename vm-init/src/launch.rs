@@ -82,8 +82,8 @@ pub(crate) struct Surroundings {
     pub(crate) cwd: String,
     pub(crate) identity: Identity,
     pub(crate) open_files: Option<u64>,
-    /// This process has a nice value that its children must not have.
-    pub(crate) reset_priority: bool,
+    /// This process is scheduled as its children must not be.
+    pub(crate) reset_scheduling: bool,
     /// `/dev/null`, for reading and writing.
     pub(crate) null: OwnedFd,
 }
@@ -139,16 +139,19 @@ pub struct Launcher {
     cwd: CString,
     surroundings: Surroundings,
     stack: ChildStack,
+    /// What [`Self::read_ahead`] has opened. Kept over the first start: closing it is a request to
+    /// the host's file server, which would be waited for.
+    ahead: Option<OwnedFd>,
 }
 
 impl Launcher {
-    /// Prepares the start of `workload` and of an exec probe. `reset_priority`: this process has a
-    /// nice value that its children must not have.
+    /// Prepares the start of `workload` and of an exec probe. `reset_scheduling`: this process is
+    /// scheduled as its children must not be.
     pub fn new(
         workload: &Workload,
         probe: Option<&[String]>,
         identity: Identity,
-        reset_priority: bool,
+        reset_scheduling: bool,
     ) -> Result<Self, LaunchError> {
         let env = program::environment(&workload.env, &identity);
         let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(
@@ -172,10 +175,11 @@ impl Launcher {
                 cwd: workload.cwd.clone(),
                 identity,
                 open_files: workload.limits.open_files,
-                reset_priority,
+                reset_scheduling,
                 null,
             },
             stack: ChildStack::new(),
+            ahead: None,
         })
     }
 
@@ -204,9 +208,15 @@ impl Launcher {
                 PosixFadviseAdvice::POSIX_FADV_WILLNEED,
             );
             if advised.is_err() {
-                return;
+                break;
             }
         }
+        self.ahead = Some(file);
+    }
+
+    /// Lets go of what only the first start needs.
+    pub(crate) fn forget_ahead(&mut self) {
+        self.ahead = None;
     }
 
     /// Makes the workload's process, leader of its session and process group; returns when it has
@@ -257,7 +267,7 @@ impl Launcher {
             cgroup: within.cgroup(),
             credentials: identity.credentials.as_ref(),
             open_files: self.surroundings.open_files,
-            reset_priority: self.surroundings.reset_priority,
+            reset_scheduling: self.surroundings.reset_scheduling,
         };
         match sys::spawn(&plan, &mut self.stack) {
             Ok(pid) => Ok(GuestPid(pid.as_raw())),

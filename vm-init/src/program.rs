@@ -124,7 +124,7 @@ impl ChildFailure {
             ChildStep::Session => "make a session",
             ChildStep::Descriptors => "set up its output",
             ChildStep::Terminal => "take over its terminal",
-            ChildStep::Priority => "reset its priority",
+            ChildStep::Scheduling => "be scheduled as usual",
             ChildStep::Limits => "set its limit of open files",
             ChildStep::Credentials => "become its user",
         };

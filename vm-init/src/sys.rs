@@ -62,22 +62,47 @@ pub(crate) fn resize_ext4(directory: &OwnedFd, blocks: u64) -> nix::Result<()> {
     .map(drop)
 }
 
-/// Sets this process's own nice value.
-pub(crate) fn set_own_nice(nice: i32) -> nix::Result<()> {
-    // SAFETY: setpriority takes plain numbers; 0 is the calling process.
-    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
+/// How a process is scheduled (sched(7)).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Scheduling {
+    /// PID 1's: the next to run, but not in the middle of another's time slice (SCHED_BATCH at the
+    /// highest nice value).
+    Supervisor,
+    /// As the kernel starts its first process: SCHED_OTHER, nice 0.
+    Ordinary,
 }
 
-/// Makes this process one that does not take the CPU from who wakes it (SCHED_BATCH, sched(7)).
-/// Its children are ordinary ones.
-pub(crate) fn set_own_batch() -> nix::Result<()> {
-    // The kernel's sched_param, which is one number; that of the C library may have more.
-    let priority: libc::c_int = 0;
-    let policy = libc::SCHED_BATCH | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: sched_setscheduler(2) reads one number, which lives through the call; 0 is the
-    // calling process. By number, since musl's function of that name only returns ENOSYS.
-    let result =
-        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
+/// Schedules the calling process so. Makes one system call and touches no memory but its own stack.
+pub(crate) fn schedule_self(scheduling: Scheduling) -> nix::Result<()> {
+    /// `struct sched_attr`, version 0 (sched_setattr(2)).
+    #[repr(C)]
+    struct SchedAttr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let (policy, nice) = match scheduling {
+        Scheduling::Supervisor => (libc::SCHED_BATCH, -20),
+        Scheduling::Ordinary => (libc::SCHED_OTHER, 0),
+    };
+    let attributes = SchedAttr {
+        size: size_of::<SchedAttr>() as u32,
+        policy: policy as u32,
+        flags: 0,
+        nice,
+        priority: 0,
+        runtime: 0,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: sched_setattr(2) reads a `struct sched_attr` of the size that it names, which lives
+    // through the call; 0 is the calling process.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     Errno::result(result).map(drop)
 }
 

@@ -15,6 +15,7 @@ async fn a_workload_sees_its_own_linux() {
         ip -o addr | sed 's/^/addr /'
         mount | sed 's/^/mount /'
         echo "worker $III_WORKER_NAME boot $III_BOOT_ID"
+        echo "scheduled $(cut -d' ' -f19,41 /proc/self/stat)"
         ls -d /home/* /root /var/lib/* 2>&1 | sed 's/^/dir /'
         echo end
         exec sleep 1000
@@ -32,6 +33,8 @@ async fn a_workload_sees_its_own_linux() {
         bench.line("look", "user ").await,
         "user 1000:1000 /home/worker"
     );
+    // Nice 0 and SCHED_OTHER (proc_pid_stat(5)), whatever PID 1 has for itself.
+    assert_eq!(bench.line("look", "scheduled ").await, "scheduled 0 0");
     let (boot, _, _) = bench.ready(0, "look").await;
     assert_eq!(
         bench.line("look", "worker ").await,

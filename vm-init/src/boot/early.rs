@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::sys::statfs::FsType;
 
 use super::filesystem::{Filesystem, FilesystemError, make_directory};
-use crate::sys;
+use crate::sys::{self, Scheduling};
 
 /// The virtio console. Opened directly: on about one SMP boot in thirty the kernel finds no
 /// `/dev/console`.
@@ -111,13 +111,14 @@ pub fn open_standard_descriptors() -> Result<(), EarlyError> {
 }
 
 /// Keeps this process scheduled and in memory. The out-of-memory killer never takes PID 1 of the
-/// machine, whatever its score. The workload gets the ordinary nice value back (see `ChildPlan`).
+/// machine, whatever its score. What it starts is
+/// scheduled as usual (see `ChildPlan`).
 pub fn protect_self(in_memory: bool) -> Result<(), EarlyError> {
-    sys::set_own_nice(-20).map_err(|errno| EarlyError::System("raise its own priority", errno))?;
     // Still the next to run, but not in the middle of another's time slice: on one CPU it would
     // read a command's output after each write of 4 or 8 KiB, which took three times as long
     // (11 MB/s instead of 38 under TCG).
-    sys::set_own_batch().map_err(|errno| EarlyError::System("choose its own scheduling", errno))?;
+    sys::schedule_self(Scheduling::Supervisor)
+        .map_err(|errno| EarlyError::System("choose its own scheduling", errno))?;
     if in_memory {
         return Ok(());
     }

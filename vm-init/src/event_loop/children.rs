@@ -65,6 +65,7 @@ impl EventLoop {
         if self.core.main_pid() == Some(pid) {
             let exit = exit_of(status);
             self.explain_kill(pid, &exit)?;
+            self.launcher.forget_ahead();
             return self.feed(Event::MainExited { pid, exit });
         }
         if let Some(exec) = &mut self.exec

@@ -141,7 +141,7 @@ pub(super) fn start(
         cgroup: Some(cgroup.directory()),
         credentials: identity.credentials.as_ref(),
         open_files: surroundings.open_files,
-        reset_priority: surroundings.reset_priority,
+        reset_scheduling: surroundings.reset_scheduling,
     };
     let failure = match sys::spawn(&plan, &mut ChildStack::new()) {
         Ok(pid) => {
@@ -168,7 +168,7 @@ pub(super) fn start(
         ChildStep::Session
         | ChildStep::Descriptors
         | ChildStep::Terminal
-        | ChildStep::Priority
+        | ChildStep::Scheduling
         | ChildStep::Limits
         | ChildStep::Credentials
         | ChildStep::Directory => Err(StartError::Child(why)),
@@ -315,7 +315,7 @@ mod tests {
                 credentials: None,
             },
             open_files: None,
-            reset_priority: false,
+            reset_scheduling: false,
             null: std::fs::File::open("/dev/null").unwrap().into(),
         }
     }

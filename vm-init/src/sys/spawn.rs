@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use super::{CStringArray, Credentials};
+use super::{CStringArray, Credentials, Scheduling, schedule_self};
 
 /// Bytes for the child's few frames; each is a thin wrapper of a system call.
 const STACK: usize = 64 * 1024;
@@ -23,7 +23,7 @@ pub(crate) enum ChildStep {
     Session = 1,
     Descriptors,
     Terminal,
-    Priority,
+    Scheduling,
     Limits,
     Credentials,
     Directory,
@@ -37,7 +37,7 @@ impl ChildStep {
             Self::Session,
             Self::Descriptors,
             Self::Terminal,
-            Self::Priority,
+            Self::Scheduling,
             Self::Limits,
             Self::Credentials,
             Self::Directory,
@@ -72,8 +72,8 @@ pub(crate) struct ChildPlan<'a> {
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     pub(crate) credentials: Option<&'a Credentials>,
     pub(crate) open_files: Option<u64>,
-    /// Undo PID 1's own nice value.
-    pub(crate) reset_priority: bool,
+    /// Undo what PID 1 has for itself.
+    pub(crate) reset_scheduling: bool,
 }
 
 /// What a child stands on. One at a time: the call that uses it returns when the child has left it.
@@ -292,11 +292,8 @@ extern "C" fn child(argument: *mut c_void) -> c_int {
         if plan.terminal {
             check(libc::ioctl(0, libc::TIOCSCTTY, 0), ChildStep::Terminal);
         }
-        if plan.reset_priority {
-            check(
-                libc::setpriority(libc::PRIO_PROCESS, 0, 0),
-                ChildStep::Priority,
-            );
+        if plan.reset_scheduling && schedule_self(Scheduling::Ordinary).is_err() {
+            fail(start, ChildStep::Scheduling);
         }
         if let Some(files) = plan.open_files {
             let limit = libc::rlimit {

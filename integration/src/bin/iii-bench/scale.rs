@@ -129,7 +129,7 @@ fn plan(name: &str, network: Network, port: u16) -> WorkerPlan {
     WorkerPlan {
         spec,
         kernel: "/dev/null".into(),
-        initramfs: Arc::from([]),
+        initramfs: Arc::default(),
         root: Root {
             lowers: Vec::new(),
             skeleton: true,
