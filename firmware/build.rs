@@ -137,25 +137,15 @@ fn build_init() -> Result<PathBuf> {
     Ok(built)
 }
 
-/// The guest has the architecture of the host and is always Linux. musl where it is installed:
-/// smaller, and the only one that a macOS host has; else glibc, static.
+/// The guest has the architecture of the host and is always Linux. With glibc where the host has
+/// that: what a workload says passes through vm-init, and musl's memcpy takes 30 % of its speed
+/// (under TCG; it would save 3 ms of a boot). Else with musl, which other hosts have.
 fn guest_target() -> Result<String> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
-    let musl = format!("{arch}-unknown-linux-musl");
-    if is_installed(&musl)? || env::var("CARGO_CFG_TARGET_OS")? != "linux" {
-        return Ok(musl);
-    }
-    Ok(format!("{arch}-unknown-linux-gnu"))
-}
-
-fn is_installed(target: &str) -> Result<bool> {
-    let rustc = env::var_os("RUSTC").ok_or("RUSTC is not set: no cargo runs this")?;
-    let output = Command::new(rustc)
-        .args(["--print", "target-libdir", "--target", target])
-        .output()
-        .map_err(|error| format!("failed to ask rustc for its targets: {error}"))?;
-    let printed = String::from_utf8(output.stdout)?;
-    Ok(output.status.success() && Path::new(printed.trim()).is_dir())
+    let is_glibc =
+        env::var("CARGO_CFG_TARGET_OS")? == "linux" && env::var("CARGO_CFG_TARGET_ENV")? == "gnu";
+    let libc = if is_glibc { "gnu" } else { "musl" };
+    Ok(format!("{arch}-unknown-linux-{libc}"))
 }
 
 /// Variables that cargo or its user set for the outer build. What concerns the network, the
