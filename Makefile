@@ -9,7 +9,7 @@ RUN_PACKAGES := qemu-system-x86 e2fsprogs python3 python3-pip ca-certificates gc
 TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils git libclang-dev pkg-config procps skopeo systemd umoci util-linux
 BENCH_PACKAGES := entr runit s6 supervisor
 
-.PHONY: help run build release dist test bench chaos fmt clippy docs deny tools-run tools-test clean
+.PHONY: help run build release dist test bench chaos fuzz fmt clippy docs deny tools-run tools-test clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ chaos: tools-test ## hurt workers on real VMs, FAULTS times; III_CHAOS_SEED repe
 	$(CARGO) build --workspace --bins
 	scratch=$$(mktemp -d); trap 'rmdir "$$scratch"' EXIT; \
 	TMPDIR=$$scratch $${CARGO_TARGET_DIR:-target}/debug/iii-chaos $(FAULTS)
+
+fuzz: ## fuzz every parser, SECONDS_EACH (60) of each
+	./scripts/fuzz
 
 fmt: ## format the sources
 	$(CARGO) fmt --all

@@ -31,6 +31,8 @@ pub enum Correction {
 #[derive(Debug, Default)]
 pub struct Discipline {
     ahead: Option<i64>,
+    /// There was a heartbeat.
+    is_set: bool,
 }
 
 impl Discipline {
@@ -39,9 +41,15 @@ impl Discipline {
         let offset = i128::from(host_ns) - i128::from(guest_ns);
         // Clamped: a host clock centuries away is stepped to in one go all the same.
         let offset = offset.clamp(i64::MIN.into(), i64::MAX.into()) as i64;
+        let is_first = !std::mem::replace(&mut self.is_set, true);
         if offset >= 0 {
             self.ahead = None;
-            return correction(offset);
+            // The guest was set to a time from before its VMM was started. Slewed, what that took
+            // would be made up for in minutes; and nobody has relied on this clock for long.
+            return match correction(offset) {
+                Correction::Slew(behind) if is_first => Correction::Step(behind),
+                correction => correction,
+            };
         }
         match self.ahead.take() {
             None => {
@@ -119,6 +127,20 @@ mod tests {
             Correction::Slew(100_000_000)
         );
         assert_eq!(d.on_heartbeat(10 * S, 10 * S - 1000), Correction::None);
+    }
+
+    #[test]
+    fn what_the_start_of_the_vmm_took_is_made_up_for_at_once() {
+        let mut d = Discipline::default();
+        let behind = |by: u64| (10 * S, 10 * S - by);
+        let (host, guest) = behind(90_000_000);
+        assert_eq!(d.on_heartbeat(host, guest), Correction::Step(90_000_000));
+        assert_eq!(d.on_heartbeat(host, guest), Correction::Slew(90_000_000));
+        let (host, guest) = behind(1_000_000);
+        assert_eq!(
+            Discipline::default().on_heartbeat(host, guest),
+            Correction::None
+        );
     }
 
     #[test]

@@ -313,7 +313,15 @@ impl VmLifecycle {
                 self.state = S::Killed;
             }
 
-            (S::Running, I::Guest(message)) => self.guest(message, &mut out),
+            (S::Running, I::Guest(message)) => {
+                let has_begun = matches!(message, GuestMessage::Started { .. });
+                self.guest(message, &mut out);
+                // The guest took its time from before its VMM was started, and that is as long ago
+                // as the VMM took. Not sooner: on the way to the workload it would cost time.
+                if has_begun && self.heartbeat_seq == 0 {
+                    self.beat(host_unix_ns, &mut out);
+                }
+            }
             (S::Running, I::Tick) => self.heartbeat(host_unix_ns, &mut out),
             (S::Running, I::Stop { grace }) => self.stop(grace, &mut out),
 
@@ -551,7 +559,11 @@ impl VmLifecycle {
             );
             return;
         }
-        self.last_beat = now;
+        self.beat(host_time_unix_ns, out);
+    }
+
+    fn beat(&mut self, host_time_unix_ns: u64, out: &mut Vec<Effect>) {
+        self.last_beat = self.clock.passed;
         self.heartbeat_seq += 1;
         out.push(Effect::Send(HostMessage::Heartbeat {
             seq: self.heartbeat_seq,

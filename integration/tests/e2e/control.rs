@@ -124,6 +124,9 @@ fn ps_and_events_show_what_runs_and_nothing_runs_is_an_exit_code() {
     let web = project.says(&["events", "--json", "web"]);
     assert!(kinds(&web).contains(&"vm-started".to_owned()));
     assert!(!web.stdout.contains("flood"), "{web:?}");
+    let last = project.says(&["events", "--json", "-n", "2", "web"]);
+    assert_eq!(last.stdout.lines().count(), 2, "{last:?}");
+    assert!(web.stdout.ends_with(&last.stdout), "{web:?} {last:?}");
     let said = project.says(&["events", "--since", "2020-01-01"]);
     assert!(said.stdout.contains("web"), "{said:?}");
     let none = project.says(&["events", "--since", "0s"]);

@@ -391,7 +391,7 @@ pub(super) struct DevArguments {
     #[arg(value_name = "PATH", default_value = ".")]
     pub(super) path: PathBuf,
     /// Publish a port of the guest, as in the workers file: 8080:3000 is port 3000 of the guest
-    #[arg(short, long, value_name = "HOST:GUEST", value_parser = super::dev::port)]
+    #[arg(short, long, visible_alias = "publish", value_name = "HOST:GUEST", value_parser = super::dev::port)]
     pub(super) port: Vec<PublishSpec>,
     /// Variables for the worker; their values are never shown
     #[arg(long, value_name = "FILE")]

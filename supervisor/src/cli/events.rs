@@ -19,6 +19,7 @@ pub(super) fn run(args: &EventsArguments, colour: &Colour) -> u8 {
         let request = Request::Events(EventsRequest {
             workers: args.names.clone(),
             since_unix_ms: args.since.map(|since| since.unix_ms()),
+            last: args.last,
             follow: args.follow,
         });
         let mut answer = project.ask(request).await?;

@@ -236,6 +236,9 @@ pub struct EventsRequest {
     /// Not those before this time.
     #[serde(default)]
     pub since_unix_ms: Option<u64>,
+    /// The last of these alone.
+    #[serde(default)]
+    pub last: Option<usize>,
     /// Those to come as well, until the supervisor's end.
     #[serde(default)]
     pub follow: bool,

@@ -196,6 +196,31 @@ fn a_guest_that_answers_no_heartbeat_is_killed() {
 }
 
 #[test]
+fn the_first_start_of_the_workload_brings_the_hosts_time_at_once() {
+    let mut vm = running();
+    let started = || {
+        VmInput::Guest(GuestMessage::Started {
+            pid: GuestPid(7),
+            restarts: 0,
+        })
+    };
+    let out = vm.on(started(), at(601), 42);
+    let [
+        Effect::Emit(_),
+        Effect::Send(HostMessage::Heartbeat {
+            seq,
+            host_time_unix_ns,
+        }),
+    ] = &out[..]
+    else {
+        panic!("{out:?}");
+    };
+    assert_eq!((*seq, *host_time_unix_ns), (1, 42));
+    let out = vm.on(started(), at(602), 43);
+    assert!(matches!(out[..], [Effect::Emit(_)]), "{out:?}");
+}
+
+#[test]
 fn answers_keep_it_alive_and_answers_to_no_question_do_not() {
     let mut vm = running();
     for n in 1..100 {

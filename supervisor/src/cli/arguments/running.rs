@@ -54,6 +54,9 @@ pub(crate) struct EventsArguments {
     /// Go on with what comes, until the supervisor's end
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// The last N, of those that the other options choose
+    #[arg(short = 'n', long = "tail", value_name = "N")]
+    pub(crate) last: Option<usize>,
     /// Not what was before: 10m (ago), 10:00, "2026-11-25 10:00", 2026-11-25T10:00:00Z
     #[arg(long, value_name = "TIME")]
     pub(crate) since: Option<PointInTime>,

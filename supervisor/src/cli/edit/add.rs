@@ -37,10 +37,16 @@ pub(in crate::cli) struct AddArguments {
     #[arg(long, value_name = "FILE")]
     env_file: Vec<String>,
     /// A port of the guest to be published: HOST:GUEST, or one number for both; may be repeated
-    #[arg(short, long, value_name = "HOST:GUEST")]
+    #[arg(short, long, visible_alias = "publish", value_name = "HOST:GUEST")]
     port: Vec<String>,
     /// A directory to be shown to the guest: HOST:GUEST or HOST:GUEST:ro; may be repeated
-    #[arg(short, long, value_name = "HOST:GUEST[:ro]")]
+    #[arg(
+        short,
+        long,
+        visible_alias = "volume",
+        short_alias = 'v',
+        value_name = "HOST:GUEST[:ro]"
+    )]
     mount: Vec<String>,
     /// Virtual CPUs
     #[arg(long, value_name = "NUMBER")]

@@ -60,8 +60,13 @@ pub(super) async fn events(
 ) -> Result<(), Broken> {
     let (recent, live) = shared.supervisor.follow_events();
     let since = wanted.since_unix_ms.unwrap_or(0);
-    for event in recent.iter().filter(|event| event.time_unix_ms >= since) {
-        tell(event, &wanted.workers, answer).await?;
+    let chosen: Vec<&Event> = recent
+        .iter()
+        .filter(|event| event.time_unix_ms >= since && is_wanted(*event, &wanted.workers))
+        .collect();
+    let last = wanted.last.unwrap_or(chosen.len()).min(chosen.len());
+    for event in &chosen[chosen.len() - last..] {
+        tell(*event, &wanted.workers, answer).await?;
     }
     answer.flush().await?;
     if wanted.follow {
