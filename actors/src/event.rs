@@ -275,6 +275,14 @@ pub enum EventKind {
         /// What is done about it.
         action: SourceAction,
     },
+    /// The guest wanted to reach something that its network policy does not let it reach. Each is
+    /// told once in a life of the network loop.
+    NetworkRefused {
+        /// `tcp`, `udp`, `icmp` or `dns`.
+        protocol: String,
+        /// An address, with its port where the protocol has ports, or a name.
+        destination: String,
+    },
     /// Something a user should know that stops nothing.
     Warning {
         /// For the user.
@@ -409,6 +417,9 @@ fn text_of(kind: &EventKind) -> usize {
         | EventKind::ActorFailed { cause: text, .. }
         | EventKind::WorkerSupervisorFailed { cause: text }
         | EventKind::WorkerFailed { reason: text }
+        | EventKind::NetworkRefused {
+            destination: text, ..
+        }
         | EventKind::Warning { message: text } => text.len(),
         EventKind::GuestPoweringOff {
             reason: PowerOffReason::SetupFailed { message, .. },
@@ -672,6 +683,10 @@ mod tests {
             EventKind::WorkerDone { exit },
             EventKind::WorkerStopped,
             EventKind::WorkerFailed { reason: text() },
+            EventKind::NetworkRefused {
+                protocol: "tcp".into(),
+                destination: text(),
+            },
             EventKind::Warning { message: text() },
             EventKind::Reloaded {
                 started: vec![name.clone()],

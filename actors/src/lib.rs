@@ -74,6 +74,7 @@ mod messages;
 mod net_poll;
 pub mod plan;
 mod processes;
+mod refusal;
 pub mod root;
 mod runtime;
 pub mod spec;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use iii_net::{DnsService, Fault, LoopExit, NetHandle, NetLoop, NetworkConfig};
+use iii_net::{DnsService, Fault, LoopExit, NetHandle, NetLoop, NetworkConfig, RefusalCallback};
 use iii_proto::ids::WorkerName;
 use iii_proto::restart::Exit;
 
@@ -31,30 +31,19 @@ pub(crate) struct NetPollActor {
     guard: DeathGuard,
 }
 
-struct Start {
-    worker: WorkerName,
-    config: NetworkConfig,
-    link: OwnedFd,
-    dns: Arc<dyn DnsService>,
+/// What a network loop is started with.
+pub(crate) struct Start {
+    pub(crate) worker: WorkerName,
+    pub(crate) config: NetworkConfig,
+    pub(crate) link: OwnedFd,
+    pub(crate) dns: Arc<dyn DnsService>,
+    pub(crate) on_refusal: RefusalCallback,
 }
 
 impl NetPollActor {
-    pub(crate) fn new(
-        worker: WorkerName,
-        config: NetworkConfig,
-        link: OwnedFd,
-        dns: Arc<dyn DnsService>,
-        meter: NetworkMeter,
-        on_up: OnUp,
-        guard: DeathGuard,
-    ) -> Self {
+    pub(crate) fn new(start: Start, meter: NetworkMeter, on_up: OnUp, guard: DeathGuard) -> Self {
         Self {
-            start: Some(Start {
-                worker,
-                config,
-                link,
-                dns,
-            }),
+            start: Some(start),
             handle: None,
             meter,
             on_up: Some(on_up),
@@ -79,6 +68,7 @@ impl Actor for NetPollActor {
         let started = NetLoop::builder(start.config, start.link, start.dns, start.worker.as_str())
             .on_exit(move |exit| ended.do_send(LoopEnded(exit)))
             .on_stall(STALL_LIMIT, move || stalled.do_send(LoopStalled))
+            .on_refusal(start.on_refusal)
             .start();
         match started {
             Ok(handle) => {

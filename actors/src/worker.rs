@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use actix::prelude::*;
-use iii_net::link_pair;
+use iii_net::{DnsService, link_pair};
 use iii_proto::control::GuestFault;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
 use iii_proto::restart::{Exit, RestartMemory};
@@ -21,9 +21,10 @@ use crate::event::{ActorKind, EventKind};
 use crate::exec;
 use crate::fs::{FsActor, InjectServerDeath};
 use crate::messages::{ChildDown, ChildUp, Halt, InjectPanic, OnUp};
-use crate::net_poll::{InjectLoop, Link, NetPollActor};
+use crate::net_poll::{self, InjectLoop, Link, NetPollActor};
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
+use crate::refusal::PolicyRefusal;
 use crate::runtime::Arbiters;
 use crate::tree::{Action, ChildDef, Input, Tree, TreeEnd};
 use crate::usage::{Measure, NetworkMeter};
@@ -195,7 +196,7 @@ impl WorkerSupervisor {
         });
     }
 
-    fn emit(&self, kind: EventKind) {
+    pub(crate) fn emit(&self, kind: EventKind) {
         self.env
             .bus
             .emit(Some(&self.plan.spec.name), self.boot, kind);
@@ -291,10 +292,17 @@ impl WorkerSupervisor {
                         duplicate
                     }
                 };
-                let dns = Arc::clone(&self.mailbox);
+                let me = ctx.address();
+                let start = net_poll::Start {
+                    worker: name,
+                    config,
+                    link,
+                    dns: Arc::clone(&self.mailbox) as Arc<dyn DnsService>,
+                    on_refusal: Box::new(move |refused| me.do_send(PolicyRefusal(refused))),
+                };
                 let meter = self.meter.clone();
                 let address = NetPollActor::start_in_arbiter(arbiter, move |_| {
-                    NetPollActor::new(name, config, link, dns, meter, on_up, guard)
+                    NetPollActor::new(start, meter, on_up, guard)
                 });
                 if self.children.vm.is_some() {
                     // It takes over under a running VM.

@@ -19,6 +19,7 @@ use crate::error::NetError;
 use crate::gateway::{Gateway, Token};
 use crate::handle::{Command, Fault, LoopExit, NetHandle, Shared};
 use crate::link::{Flush, LinkClaim, Receiver as FrameReceiver};
+use crate::refusal::{RefusalCallback, Refused};
 use crate::watch::{self, StallCallback};
 
 /// Events taken from the kernel at once.
@@ -51,6 +52,7 @@ pub struct NetLoopBuilder {
     name: String,
     on_exit: Option<ExitCallback>,
     on_stall: Option<(Duration, StallCallback)>,
+    on_refusal: Option<RefusalCallback>,
 }
 
 impl NetLoop {
@@ -69,6 +71,7 @@ impl NetLoop {
             name: name.into(),
             on_exit: None,
             on_stall: None,
+            on_refusal: None,
         }
     }
 
@@ -95,6 +98,13 @@ impl NetLoopBuilder {
     /// thread that watches every loop of the program, so it must not block.
     pub fn on_stall(mut self, limit: Duration, callback: impl FnOnce() + Send + 'static) -> Self {
         self.on_stall = Some((limit, Box::new(callback)));
+        self
+    }
+
+    /// Called on the loop's thread with what the policy refuses, each once and some dozens in all;
+    /// it must not block.
+    pub fn on_refusal(mut self, callback: impl FnMut(Refused) + Send + 'static) -> Self {
+        self.on_refusal = Some(Box::new(callback));
         self
     }
 
@@ -136,6 +146,9 @@ impl NetLoopBuilder {
             wake,
             commands: sender,
         });
+        if let Some(callback) = self.on_refusal {
+            shared.stats.notices.tell_to(callback);
+        }
         let gateway = Gateway::new(self.config, self.dns, Arc::clone(&shared))?;
         let driver = Driver {
             shared: Arc::clone(&shared),

@@ -17,6 +17,7 @@ use crate::error::NetError;
 use crate::handle::Shared;
 use crate::link::{Flush, Transmitter};
 use crate::policy::{Pins, Policy, Transport};
+use crate::refusal::Refused;
 use crate::stats::LiveStats;
 use crate::tcp::{TcpLimits, TcpTable};
 use crate::wire::{
@@ -242,9 +243,8 @@ impl Gateway {
                     .unreachable(&mut env.transmitter, reason, packet.bytes);
             }
             Destination::Prohibited => {
-                if env.shared.stats.refused.policy.count() {
-                    tracing::info!(destination = %remote, "the policy refuses a datagram");
-                }
+                env.stats().refused.policy.add(1);
+                env.stats().notices.add(Refused::Datagram(remote));
                 let reason = Unreachable::Prohibited;
                 env.writer
                     .unreachable(&mut env.transmitter, reason, packet.bytes);
@@ -278,7 +278,8 @@ impl Gateway {
         ) {
             Destination::Host(_) => self.datagrams.open_echo(env, packet, &echo, now),
             Destination::Dns | Destination::Closed | Destination::Prohibited => {
-                env.shared.stats.refused.policy.add(1);
+                env.stats().refused.policy.add(1);
+                env.stats().notices.add(Refused::Echo(packet.destination));
                 let reason = Unreachable::Prohibited;
                 env.writer
                     .unreachable(&mut env.transmitter, reason, packet.bytes);

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::refusal::Notices;
+
 macro_rules! counters {
     ($(#[$outer:meta])* $snapshot:ident, $live:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
         $(#[$outer])*
@@ -129,6 +131,8 @@ impl StatsReader {
 pub(crate) struct LiveStats {
     pub(crate) traffic: LiveTraffic,
     pub(crate) refused: LiveRefusals,
+    /// What of it was the policy's doing, for whoever wants to know more than a number.
+    pub(crate) notices: Notices,
 }
 
 impl LiveStats {

@@ -12,6 +12,7 @@ use super::local::local_answer;
 use super::message::{Parsed, Question, parse_query};
 use super::service::{DnsQuery, DnsReplier, DnsReply, DnsService, DnsSink, DnsToken, DnsTransport};
 use crate::policy::{Pins, Policy, PortRange};
+use crate::refusal::Refused;
 use crate::stats::LiveStats;
 use crate::wire::LinkAddresses;
 
@@ -130,9 +131,8 @@ impl DnsFrontend {
             }
         };
         let Some(ports) = ports else {
-            if stats.refused.dns_policy.count() {
-                tracing::info!(name = text, "the policy refuses a DNS name");
-            }
+            stats.refused.dns_policy.add(1);
+            stats.notices.add(Refused::Name(text.to_owned()));
             return Disposition::Answer(question.code(ResponseCode::Refused));
         };
         if !is_resolvable(record_type) {

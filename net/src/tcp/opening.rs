@@ -16,6 +16,7 @@ use crate::destination::{Destination, resolve};
 use crate::dns::DnsStream;
 use crate::gateway::{Env, Token};
 use crate::policy::Transport;
+use crate::refusal::Refused;
 use crate::wire::{IpPacket, Segment, Unreachable};
 
 /// Clients taken from a listener at once, so that a connect storm leaves time for the connections
@@ -40,13 +41,14 @@ impl TcpTable {
             Destination::Dns => None,
             Destination::Closed => {
                 env.stats().refused.policy.add(1);
+                let wanted = Refused::HostPort(key.remote.port());
+                env.stats().notices.add(wanted);
                 env.writer.tcp_reset(&mut env.transmitter, packet, segment);
                 return;
             }
             Destination::Prohibited => {
-                if env.stats().refused.policy.count() {
-                    tracing::info!(destination = %key.remote, "the policy refuses a connection");
-                }
+                env.stats().refused.policy.add(1);
+                env.stats().notices.add(Refused::Connection(key.remote));
                 let reason = Unreachable::Prohibited;
                 env.writer
                     .unreachable(&mut env.transmitter, reason, packet.bytes);

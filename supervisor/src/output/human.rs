@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use iii_actors::WorkerState;
 use iii_actors::event::{Event, EventKind, LogLine, LogSource, SourceAction};
+use iii_net::config::HOST_NAME;
 use iii_proto::control::{BootStage, PowerOffReason};
 use iii_proto::ids::{BootId, WorkerName};
 use iii_proto::restart::{Decision, Exit};
@@ -231,6 +232,10 @@ fn describe(kind: &EventKind) -> Words {
             more,
             action,
         } => source_changed(paths, *more, *action),
+        EventKind::NetworkRefused {
+            protocol,
+            destination,
+        } => words(Tone::Warn, network_refused(protocol, destination)),
         EventKind::Warning { message } => words(Tone::Warn, format!("warning: {message}")),
         EventKind::Reloaded {
             started,
@@ -424,4 +429,17 @@ fn recovered(state: WorkerState, lost_boot: Option<BootId>, restarts: usize) -> 
         text += "; `iii-super run --reset-failed` begins anew";
     }
     text
+}
+
+fn network_refused(protocol: &str, destination: &str) -> String {
+    let what = match protocol {
+        "dns" => format!("the name {destination}"),
+        protocol => format!("{protocol} to {destination}"),
+    };
+    let decides = if destination.starts_with(HOST_NAME) {
+        "network.host_ports says what it may reach there"
+    } else {
+        "network.mode and network.allow say what it may reach"
+    };
+    format!("its network policy refuses {what}; {decides}")
 }

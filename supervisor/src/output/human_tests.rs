@@ -176,6 +176,22 @@ fn golden_lines() {
         },
         "failed, and is not started again: 5 restarts in 5 minutes",
     );
+    let refused = |protocol: &str, destination: &str| EventKind::NetworkRefused {
+        protocol: protocol.into(),
+        destination: destination.into(),
+    };
+    check(
+        refused("tcp", "10.0.0.1:443"),
+        "its network policy refuses tcp to 10.0.0.1:443; network.mode and network.allow say what it may reach",
+    );
+    check(
+        refused("dns", "a.example"),
+        "its network policy refuses the name a.example; network.mode and network.allow say what it may reach",
+    );
+    check(
+        refused("tcp", "host.iii.internal:5432"),
+        "its network policy refuses tcp to host.iii.internal:5432; network.host_ports says what it may reach there",
+    );
     check(
         EventKind::Warning {
             message: "w".into(),

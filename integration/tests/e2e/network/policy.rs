@@ -6,6 +6,7 @@ use iii_actors::spec::NetworkMode;
 use iii_integration::Bench;
 use iii_integration::agent::{AgentHost, listener, port};
 use iii_net::config::{GATEWAY_IPV4, GATEWAY_IPV6};
+use iii_supervisor::EventKind;
 use nix::ifaddrs::getifaddrs;
 use tokio::net::UdpSocket;
 
@@ -114,6 +115,24 @@ async fn a_guest_reaches_what_its_policy_names_and_is_told_about_the_rest() {
         assert_eq!(&outcome, wanted, "{call}");
     }
     assert!(!secret.reached() && !exposed.reached());
+    // Whoever runs it learns what it wanted; once, though it was tried twice.
+    agent.text("result = tcp('10.0.0.1', 80)").await;
+    for wanted in [
+        ("tcp", "10.0.0.1:80".to_owned()),
+        ("tcp", "[fd00::1]:80".to_owned()),
+        ("udp", "169.254.169.254:53".to_owned()),
+        ("tcp", format!("host.iii.internal:{secret_port}")),
+    ] {
+        let is_it = |kind: &EventKind| {
+            matches!(kind, EventKind::NetworkRefused { protocol, destination }
+                if (&**protocol, destination) == (wanted.0, &wanted.1))
+        };
+        bench
+            .event(0, "a refusal", |event| is_it(&event.kind).then_some(()))
+            .await;
+        let times = bench.seen.iter().filter(|event| is_it(&event.kind)).count();
+        assert_eq!(times, 1, "{wanted:?}");
+    }
 
     let answering = async {
         let mut word = [0; 100];
