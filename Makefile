@@ -6,7 +6,7 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 RUN_PACKAGES := qemu-system-x86 e2fsprogs python3 python3-pip ca-certificates gcc libc6-dev
-TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils git libclang-dev pkg-config procps skopeo systemd umoci util-linux
+TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils git jq libclang-dev pkg-config procps skopeo systemd umoci util-linux
 BENCH_PACKAGES := entr runit s6 supervisor
 
 .PHONY: help run build release dist test bench chaos fuzz fmt clippy docs deny tools-run tools-test clean

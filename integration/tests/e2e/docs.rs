@@ -62,35 +62,93 @@ fn links_lead_somewhere() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// A block of a document that is to be tried, and what stands in its mark.
-struct Marked<'t> {
-    setup: &'t str,
+/// A block of a document and the mark before it.
+struct Block<'t> {
+    /// As `` ```sh `` says it.
+    language: &'t str,
+    mark: Option<Mark<'t>>,
     text: String,
 }
 
-/// `<!-- run -->` or `<!-- run: SETUP -->` before a code block says that it is run as it stands, in a
-/// directory of its document's own; SETUP is what a reader has done before. `<!-- file: NAME -->`
-/// says that a block is that file there.
-fn marked<'t>(text: &'t str, mark: &str) -> Vec<Marked<'t>> {
+/// What is done about a block's commands.
+enum Mark<'t> {
+    /// `<!-- run -->` or `<!-- run: SETUP -->`: it is run as it stands, in a directory of its
+    /// document's own; SETUP is what a reader has done before.
+    Run(&'t str),
+    /// `<!-- run by: FILE: TEST -->`: that test does the same.
+    RunBy(&'t str),
+    /// `<!-- not run: REASON -->`.
+    NotRun(&'t str),
+    /// `<!-- file: NAME -->`: it is that file in the document's directory.
+    File(&'t str),
+}
+
+fn mark(line: &str) -> Option<Mark<'_>> {
+    let text = line.strip_prefix("<!-- ")?.strip_suffix(" -->")?;
+    let (kind, rest) = text.split_once(": ").unwrap_or((text, ""));
+    match kind {
+        "run" => Some(Mark::Run(rest)),
+        "run by" => Some(Mark::RunBy(rest)),
+        "not run" => Some(Mark::NotRun(rest)),
+        "file" => Some(Mark::File(rest)),
+        _ => None,
+    }
+}
+
+fn blocks(text: &str) -> Vec<Block<'_>> {
     let mut found = Vec::new();
+    let mut before = "";
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
-        let Some(rest) = line
-            .strip_prefix("<!-- ")
-            .and_then(|rest| rest.strip_suffix(" -->"))
-            .and_then(|rest| rest.strip_prefix(mark))
-        else {
-            continue;
-        };
-        let open = lines.by_ref().find(|line| !line.is_empty()).unwrap();
-        assert!(open.starts_with("```"), "a block follows {line}");
-        let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-        found.push(Marked {
-            setup: rest.trim_start_matches(": "),
-            text: block.join("\n") + "\n",
-        });
+        if let Some(language) = line.strip_prefix("```") {
+            let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+            found.push(Block {
+                language,
+                mark: mark(before),
+                text: block.join("\n") + "\n",
+            });
+        }
+        if !line.is_empty() {
+            before = line;
+        }
     }
     found
+}
+
+/// The source of a test file, as `integration/tests` has it.
+fn source(file: &str) -> String {
+    let tests = root().join("integration/tests");
+    [tests.join("e2e").join(file), tests.join(file)]
+        .iter()
+        .find_map(|path| fs::read_to_string(path).ok())
+        .unwrap_or_default()
+}
+
+fn is_test(named: &str) -> bool {
+    named
+        .split_once(": ")
+        .is_some_and(|(file, test)| source(file).contains(&format!("fn {test}(")))
+}
+
+#[test]
+fn every_block_of_commands_is_run_or_says_why_not() {
+    let mut faults = Vec::new();
+    for (document, text) in documents() {
+        for block in blocks(&text) {
+            let is_shell = matches!(block.language, "" | "sh" | "console");
+            let fault = match block.mark {
+                Some(Mark::Run(_) | Mark::File(_)) => continue,
+                Some(Mark::RunBy(test)) if is_test(test) => continue,
+                Some(Mark::NotRun(reason)) if !reason.is_empty() => continue,
+                Some(Mark::RunBy(test)) => format!("no test {test}"),
+                Some(Mark::NotRun(_)) => "no reason".to_owned(),
+                None if is_shell => "no mark".to_owned(),
+                None => continue,
+            };
+            faults.push(format!("{}: {fault}:\n{}", document.display(), block.text));
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]
@@ -103,12 +161,17 @@ fn blocks_that_are_marked_run() {
     );
     for (document, text) in documents() {
         let directory = tempfile::tempdir().unwrap();
-        for file in marked(&text, "file") {
-            fs::write(directory.path().join(file.setup), file.text).unwrap();
-        }
-        for block in marked(&text, "run") {
+        for Block { mark, text, .. } in blocks(&text) {
+            let setup = match mark {
+                Some(Mark::File(name)) => {
+                    fs::write(directory.path().join(name), text).unwrap();
+                    continue;
+                }
+                Some(Mark::Run(setup)) => setup,
+                Some(Mark::RunBy(_) | Mark::NotRun(_)) | None => continue,
+            };
             ran += 1;
-            let script = format!("set -euo pipefail\n{}\n{}", block.setup, block.text);
+            let script = format!("set -euo pipefail\n{setup}\n{text}");
             let output = Command::new("bash")
                 .args(["-c", &script])
                 .current_dir(directory.path())
@@ -121,7 +184,7 @@ fn blocks_that_are_marked_run() {
                 output.status.success(),
                 "{}: {}\n{}\n{}",
                 document.display(),
-                block.text,
+                text,
                 String::from_utf8_lossy(&output.stdout),
                 String::from_utf8_lossy(&output.stderr)
             );
@@ -132,7 +195,6 @@ fn blocks_that_are_marked_run() {
 
 #[test]
 fn the_specification_names_tests_that_exist() {
-    let tests = root().join("integration/tests");
     let text = fs::read_to_string(root().join("docs/specification.md")).unwrap();
     let mut named = 0;
     for span in text.split('`').skip(1).step_by(2) {
@@ -140,12 +202,8 @@ fn the_specification_names_tests_that_exist() {
             continue;
         };
         named += 1;
-        let source = [tests.join("e2e").join(file), tests.join(file)]
-            .iter()
-            .find_map(|path| fs::read_to_string(path).ok())
-            .unwrap_or_default();
         assert!(
-            source.contains(&format!("fn {test}(")),
+            source(file).contains(&format!("fn {test}(")),
             "no test {test} in {file}"
         );
     }
