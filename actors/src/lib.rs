@@ -74,7 +74,6 @@ mod messages;
 mod net_poll;
 pub mod plan;
 mod processes;
-mod refusal;
 pub mod root;
 mod runtime;
 pub mod spec;

@@ -3,13 +3,16 @@
 //! [`crate::tree`] decides what is started and stopped; this actor does it, and keeps what must
 //! outlive a child: the network link's descriptors, the mailbox of DnsActor, the processes.
 
+mod fault;
+mod refusal;
+mod requests;
+
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use actix::prelude::*;
 use iii_net::{DnsService, link_pair};
-use iii_proto::control::GuestFault;
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
 use iii_proto::restart::{Exit, RestartMemory};
 use nix::sys::socket::{MsgFlags, recv};
@@ -18,17 +21,21 @@ use serde::{Deserialize, Serialize};
 use crate::death_watch::DeathGuard;
 use crate::dns::{DnsActor, DnsMailbox};
 use crate::event::{ActorKind, EventKind};
-use crate::exec;
-use crate::fs::{FsActor, InjectServerDeath};
-use crate::messages::{ChildDown, ChildUp, Halt, InjectPanic, OnUp};
-use crate::net_poll::{self, InjectLoop, Link, NetPollActor};
+use crate::fs::FsActor;
+use crate::messages::{ChildDown, ChildUp, Halt, OnUp};
+use crate::net_poll::{self, Link, NetPollActor};
 use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
-use crate::refusal::PolicyRefusal;
 use crate::runtime::Arbiters;
 use crate::tree::{Action, ChildDef, Input, Tree, TreeEnd};
-use crate::usage::{Measure, NetworkMeter};
-use crate::vm::{InjectVm, MeasureGuest, OnProgress, Tell, VmActor, VmActorParts};
+use crate::usage::NetworkMeter;
+use crate::vm::{OnProgress, Tell, VmActor, VmActorParts};
+
+pub use fault::Fault;
+pub(crate) use fault::Inject;
+use refusal::PolicyRefusal;
+pub use requests::Scope;
+pub(crate) use requests::{FilesChanged, RestartPart, StopWorker};
 
 /// How a worker ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -486,60 +493,6 @@ impl Handler<Dismiss> for WorkerSupervisor {
     }
 }
 
-/// What a restart by request begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Scope {
-    /// The workload, inside its VM: its memory is lost, the VM's is not.
-    Workload,
-    /// The VM: everything in it is lost; the network loop and the resolver go on.
-    Vm,
-    /// The worker with all its actors, and what may not outlive it.
-    All,
-}
-
-/// To a WorkerSupervisor: restart a part of it, in order. Not a failure: nothing is counted.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) enum RestartPart {
-    Workload,
-    Vm,
-}
-
-/// To a WorkerSupervisor: the host has changed files that its guest sees.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct FilesChanged(pub(crate) Vec<String>);
-
-impl Handler<FilesChanged> for WorkerSupervisor {
-    type Result = ();
-
-    fn handle(&mut self, FilesChanged(paths): FilesChanged, _: &mut Self::Context) {
-        // Between two VMs nobody watches anything.
-        if let Some(vm) = &self.children.vm {
-            vm.address.do_send(Tell::FilesChanged(paths));
-        }
-    }
-}
-
-impl Handler<RestartPart> for WorkerSupervisor {
-    type Result = ();
-
-    fn handle(&mut self, part: RestartPart, ctx: &mut Self::Context) {
-        match part {
-            RestartPart::Workload => {
-                if let Some(vm) = &self.children.vm {
-                    vm.address.do_send(Tell::RestartWorkload);
-                }
-            }
-            RestartPart::Vm => {
-                let child = ActorKind::Vm;
-                self.on(Input::Restart { child }, ctx);
-            }
-        }
-    }
-}
-
 impl Handler<ChildUp> for WorkerSupervisor {
     type Result = ();
 
@@ -590,50 +543,6 @@ impl Handler<ChildDown> for WorkerSupervisor {
     }
 }
 
-/// To a WorkerSupervisor: end the tree.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct StopWorker {
-    /// Without grace.
-    pub(crate) urgent: bool,
-}
-
-impl Handler<StopWorker> for WorkerSupervisor {
-    type Result = ();
-
-    fn handle(&mut self, StopWorker { urgent }: StopWorker, ctx: &mut Self::Context) {
-        if urgent && !self.tree.is_idle() {
-            self.urgent = true;
-            // It may be in the middle of a graceful stop.
-            self.halt(ActorKind::Vm, true);
-        }
-        self.on(Input::Stop, ctx);
-    }
-}
-
-impl Handler<exec::Find> for WorkerSupervisor {
-    type Result = ();
-
-    fn handle(&mut self, find: exec::Find, _: &mut Self::Context) {
-        match &self.children.vm {
-            Some(vm) => vm.address.do_send(find),
-            None => find.not_running("between two VMs"),
-        }
-    }
-}
-
-impl Handler<Measure> for WorkerSupervisor {
-    type Result = ();
-
-    fn handle(&mut self, Measure { parts, memory }: Measure, _: &mut Self::Context) {
-        // Whoever asked may not wait any more.
-        drop(parts.send(self.tree.states().collect()));
-        if let Some(vm) = &self.children.vm {
-            vm.address.do_send(MeasureGuest(memory));
-        }
-    }
-}
-
 /// From FsActor: the guest should give inodes back.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -645,78 +554,6 @@ impl Handler<InodePressure> for WorkerSupervisor {
     fn handle(&mut self, _: InodePressure, _: &mut Self::Context) {
         if let Some(vm) = &self.children.vm {
             vm.address.do_send(Tell::DropCaches);
-        }
-    }
-}
-
-/// A way to hurt a worker, so that its repair can be seen. Obeyed only if the worker's spec allows
-/// faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Fault {
-    /// The actor's next message panics.
-    PanicActor(ActorKind),
-    /// The network loop's thread panics.
-    PanicNetworkLoop,
-    /// The network loop's thread stops doing anything.
-    StallNetworkLoop,
-    /// SIGKILL to `iii-vfs`.
-    KillFileServer,
-    /// SIGKILL to the VMM.
-    KillVmm,
-    /// SIGKILL to the workload's main process.
-    KillWorkload,
-    /// The guest's kernel panics.
-    GuestPanic,
-    /// vm-init spins and answers nothing.
-    GuestHang,
-    /// SIGSTOP to the VMM: it looks alive and does nothing.
-    StopVmm,
-    /// The supervisor's end of the control port is closed.
-    DropControlPort,
-    /// The WorkerSupervisor itself panics.
-    PanicWorkerSupervisor,
-}
-
-/// To a WorkerSupervisor: hurt something.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub(crate) struct Inject(pub(crate) Fault);
-
-impl Handler<Inject> for WorkerSupervisor {
-    type Result = ();
-
-    fn handle(&mut self, Inject(fault): Inject, _: &mut Self::Context) {
-        let Children { dns, net, fs, vm } = &self.children;
-        let tell = |fault| vm.as_ref().map(|c| c.address.do_send(Tell::Fault(fault)));
-        let hit = match fault {
-            Fault::PanicActor(ActorKind::Dns) => {
-                dns.as_ref().map(|c| c.address.do_send(InjectPanic))
-            }
-            Fault::PanicActor(ActorKind::NetPoll) => {
-                net.as_ref().map(|c| c.address.do_send(InjectPanic))
-            }
-            Fault::PanicActor(ActorKind::Fs) => fs.as_ref().map(|c| c.address.do_send(InjectPanic)),
-            Fault::PanicActor(ActorKind::Vm) => vm.as_ref().map(|c| c.address.do_send(InjectPanic)),
-            Fault::PanicNetworkLoop => net
-                .as_ref()
-                .map(|c| c.address.do_send(InjectLoop(iii_net::Fault::Panic))),
-            Fault::StallNetworkLoop => net
-                .as_ref()
-                .map(|c| c.address.do_send(InjectLoop(iii_net::Fault::Stall))),
-            Fault::KillFileServer => fs.as_ref().map(|c| c.address.do_send(InjectServerDeath)),
-            Fault::KillVmm => vm.as_ref().map(|c| c.address.do_send(InjectVm::Kill)),
-            Fault::StopVmm => vm.as_ref().map(|c| c.address.do_send(InjectVm::Stop)),
-            Fault::DropControlPort => vm
-                .as_ref()
-                .map(|c| c.address.do_send(InjectVm::DropControl)),
-            Fault::KillWorkload => tell(GuestFault::KillWorkload),
-            Fault::GuestPanic => tell(GuestFault::KernelPanic),
-            Fault::GuestHang => tell(GuestFault::Hang),
-            Fault::PanicWorkerSupervisor => panic!("injected fault"),
-        };
-        if hit.is_none() {
-            tracing::warn!(worker = %self.plan.spec.name, ?fault, "nothing there to hurt");
         }
     }
 }

@@ -4,13 +4,13 @@ use actix::prelude::*;
 use iii_net::Refused;
 use iii_net::config::HOST_NAME;
 
+use super::WorkerSupervisor;
 use crate::event::EventKind;
-use crate::worker::WorkerSupervisor;
 
 /// The guest wanted more than its network policy lets it have.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub(crate) struct PolicyRefusal(pub(crate) Refused);
+pub(super) struct PolicyRefusal(pub(super) Refused);
 
 impl Handler<PolicyRefusal> for WorkerSupervisor {
     type Result = ();
