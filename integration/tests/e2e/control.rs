@@ -142,7 +142,7 @@ fn ps_and_events_show_what_runs_and_nothing_runs_is_an_exit_code() {
     follower.line("supervisor-stopped");
     assert_eq!(follower.wait().code(), Some(0));
     assert_eq!(run.wait().code(), Some(0));
-    assert_eq!(project.left(), ["logs"]);
+    assert_eq!(project.left(), ["logs", "workers-file"]);
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn after_a_kill_nobody_answers_and_the_next_run_does() {
     assert_eq!(project.says(&["ps"]).code, 0);
     next.signal(Signal::SIGINT);
     next.wait();
-    assert_eq!(project.left(), ["logs"]);
+    assert_eq!(project.left(), ["logs", "workers-file"]);
 }
 
 #[test]

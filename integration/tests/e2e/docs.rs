@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use iii_integration::binaries;
+use iii_integration::program::home;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -160,7 +161,7 @@ fn blocks_that_are_marked_run() {
         std::env::var("PATH").unwrap()
     );
     for (document, text) in documents() {
-        let directory = tempfile::tempdir().unwrap();
+        let (directory, home) = (tempfile::tempdir().unwrap(), home());
         for Block { mark, text, .. } in blocks(&text) {
             let setup = match mark {
                 Some(Mark::File(name)) => {
@@ -176,6 +177,7 @@ fn blocks_that_are_marked_run() {
                 .args(["-c", &script])
                 .current_dir(directory.path())
                 .env("PATH", &path)
+                .env("III_HOME", home.path())
                 .env_remove("III_LOG")
                 .env_remove("III_URL")
                 .output()

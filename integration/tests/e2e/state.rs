@@ -160,3 +160,65 @@ fn a_read_only_or_full_home_is_named_with_what_to_do() {
     assert!(output.status.success(), "{output:?}");
     disk.free();
 }
+
+/// One worker that ends by itself, with a disk or without.
+fn short(root: &str) -> iii_integration::project::Project {
+    iii_integration::project::Project::new(&format!(
+        "workers: {{short: {{command: [/bin/echo, said], restart: never{root}}}}}\n"
+    ))
+}
+
+#[test]
+fn what_is_kept_of_a_project_that_is_gone_is_removed_but_for_its_disks() {
+    let plain = short("");
+    assert_eq!(plain.says(&["run"]).code, 0);
+    let state = plain.state();
+    let nothing = plain.says(&["prune"]);
+    assert_eq!(
+        (nothing.code, &*nothing.stdout),
+        (0, "nothing is kept of a project that is gone\n"),
+        "while the file is there: {nothing:?}"
+    );
+    assert!(state.join("logs").exists());
+
+    fs::remove_file(plain.file()).unwrap();
+    let dry = plain.says(&["prune", "--dry-run", "--json"]);
+    assert_eq!(dry.json()["fate"], "removable", "{dry:?}");
+    assert!(dry.json()["bytes"].as_u64().unwrap() > 0, "{dry:?}");
+    let file = plain.file().display().to_string();
+    assert_eq!(dry.json()["project"], file);
+    assert!(state.join("logs").exists());
+    let done = plain.says(&["prune"]);
+    assert_eq!(done.code, 0, "{done:?}");
+    assert!(
+        done.stdout.starts_with(&file) && done.stdout.contains("removed"),
+        "{done:?}"
+    );
+    assert_eq!(plain.states(), Vec::<std::path::PathBuf>::new());
+
+    // What a worker has written to its disk is somebody's work.
+    let kept = short(", root: {persist: 64MiB}");
+    assert_eq!(kept.says(&["run"]).code, 0);
+    fs::remove_file(kept.file()).unwrap();
+    assert_eq!(
+        kept.says(&["prune", "--json"]).json()["fate"],
+        "kept-for-disks"
+    );
+    assert!(kept.state().join("disks").exists());
+    assert_eq!(
+        kept.says(&["prune", "--disks", "--json"]).json()["fate"],
+        "removed"
+    );
+    assert_eq!(kept.states(), Vec::<std::path::PathBuf>::new());
+
+    // A supervisor may go on when its file is gone.
+    let busy = iii_integration::project::Project::new("workers: {busy: {command: sleep 1000}}\n");
+    let mut run = busy.start(&["run"]);
+    run.line("workload started");
+    fs::remove_file(busy.file()).unwrap();
+    assert_eq!(busy.says(&["prune", "--json"]).json()["fate"], "in-use");
+    run.signal(nix::sys::signal::Signal::SIGINT);
+    assert_eq!(run.wait().code(), Some(0));
+    // It has kept nothing, and has left nothing.
+    assert_eq!(busy.states(), Vec::<std::path::PathBuf>::new());
+}

@@ -301,6 +301,18 @@ Examples:
   iii-super reset db
   iii-super reset db -f app/workers.yaml")]
     Reset(ResetArguments),
+    /// Remove what is kept of projects that are gone: their output, caches and counters
+    #[command(after_help = "\
+A project is gone when its workers file, or the directory that was developed, is there no more. Disks
+of workers (`root: {persist: 2GiB}`, `disk` mounts) are somebody's work and stay, unless --disks is
+said: the file may be on a drive that is not mounted now.
+
+Exit codes: 0 done, 1 something could not be removed, 2 bad input.
+
+Examples:
+  iii-super prune --dry-run
+  iii-super prune --disks")]
+    Prune(PruneArguments),
     /// Pull, import, list and remove images that workers run on
     #[command(
         subcommand,
@@ -515,6 +527,19 @@ pub(super) struct ImportArguments {
     #[arg(long, value_name = "NAME")]
     pub(super) name: Option<String>,
     /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PruneArguments {
+    /// Disks of workers too
+    #[arg(long)]
+    pub(super) disks: bool,
+    /// Show what would be removed, and remove nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON, an object per project
     #[arg(long)]
     pub(super) json: bool,
 }

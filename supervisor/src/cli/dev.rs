@@ -22,6 +22,7 @@ use crate::dev::session::{DevError, Options, Plan, Request, Session};
 use crate::dev::worker::Additions;
 use crate::output::printer::Format;
 use crate::output::screen::Screen;
+use crate::state::origin::Origin;
 use crate::workers_file::{EngineKey, parts};
 use crate::{Shutdown, Supervisor};
 
@@ -139,7 +140,7 @@ async fn develop(options: Options, plan: Plan, args: &DevArguments, format: Form
     };
     let progress = Arc::new(StderrProgress::new());
     let builder = Supervisor::builder()
-        .state_dir(state)
+        .state_dir(state.clone())
         .forget(true)
         .vmm(choice)
         .progress(progress.clone());
@@ -159,6 +160,9 @@ async fn develop(options: Options, plan: Plan, args: &DevArguments, format: Form
             return REFUSED;
         }
     };
+    if let Err(error) = Origin::Developed(plan.project.directory.clone()).write(&state) {
+        tracing::warn!(%error, "failed to take down whose state this is; prune will not find it");
+    }
     let mut printer = Printer::start(&supervisor, format);
     let keys = Keys::read();
     supervisor.emit(&plan.spec.name, found(&plan, &options, keys.is_some()));

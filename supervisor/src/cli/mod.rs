@@ -23,6 +23,7 @@ mod logs;
 mod man;
 mod progress;
 mod project;
+mod prune;
 mod ps;
 mod reset;
 mod run;
@@ -85,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Remove(args) => edit::remove(&args),
         Command::Doctor(args) => doctor::run(&args, &arguments.colour),
         Command::Reset(args) => reset::run(&args),
+        Command::Prune(args) => prune::run(&args),
         Command::Firmware(args) => firmware::run(&args),
         Command::Image(command) => image::run(&command),
         Command::Schema => print(SCHEMA),

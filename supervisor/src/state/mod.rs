@@ -6,6 +6,7 @@
 //! * `supervisor.json` ([`record`]) is there while a supervisor runs. One that ends in order
 //!   removes it, so that its presence at a start says that the one before did not;
 //! * [`keeper`] writes it, from a thread of its own;
+//! * `workers-file` or `developed` ([`origin`]) says whose state it is;
 //! * `edit.lock` ([`edit_lock`]) is there while somebody edits the project's workers file.
 //!
 //! After the end of a supervisor that was killed, restart counters go on and a worker that had
@@ -15,6 +16,8 @@
 #[cfg(feature = "cli")]
 mod edit_lock;
 mod keeper;
+#[cfg(feature = "cli")]
+pub(crate) mod origin;
 mod record;
 
 use std::collections::BTreeMap;
@@ -38,6 +41,8 @@ use self::record::Remembered;
 
 const LOCK: &str = "lock";
 const RECORD: &str = "supervisor.json";
+const WORKERS_FILE: &str = "workers-file";
+const DEVELOPED: &str = "developed";
 
 /// Whether a supervisor runs with this state directory, or did not end in order.
 #[cfg(feature = "cli")]
@@ -161,11 +166,26 @@ impl Drop for StateDirectory {
             return;
         }
         let removed = std::fs::remove_file(self.path.join(LOCK));
-        // A directory that holds something else stays.
-        if let Err(error) = removed.and_then(|()| std::fs::remove_dir(&self.path)) {
+        if let Err(error) = removed.and_then(|()| remove_if_bare(&self.path)) {
             tracing::debug!(path = %self.path.display(), %error, "the state directory stays");
         }
     }
+}
+
+/// Removes a state directory in which nothing is kept. One that holds more than a word about whose
+/// it is stays.
+fn remove_if_bare(state: &Path) -> std::io::Result<()> {
+    let is_word = |name: &std::ffi::OsStr| name == WORKERS_FILE || name == DEVELOPED;
+    let names: std::io::Result<Vec<_>> = std::fs::read_dir(state)?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect();
+    let names = names?;
+    if names.iter().all(|name| is_word(name)) {
+        for name in names {
+            std::fs::remove_file(state.join(name))?;
+        }
+    }
+    std::fs::remove_dir(state)
 }
 
 fn directory_fault(path: &Path, what: &'static str) -> impl Fn(std::io::Error) -> StateError {

@@ -33,6 +33,7 @@ use crate::gate::Gate;
 use crate::output::printer::Format;
 use crate::output::screen::Screen;
 use crate::reload::Reloader;
+use crate::state::origin::Origin;
 use crate::workers_file::WorkersFile;
 use crate::{PrepareError, PreparedWorker, StartError, StateError, Supervisor, WorkerSpec};
 
@@ -150,6 +151,11 @@ async fn supervise(
         }
     };
     // The state directory is locked by now.
+    let file = project.file().canonicalize();
+    let told = file.and_then(|file| Origin::WorkersFile(file).write(project.directory()));
+    if let Err(error) = told {
+        tracing::warn!(%error, "failed to take down whose state this is; prune will not find it");
+    }
     let socket = ControlSocket::open(project.directory()).map_err(|error| refused(&error))?;
     let log = match args.in_background {
         true => {
