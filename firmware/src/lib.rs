@@ -4,6 +4,8 @@
 //!   system's library directories, download), accepts it by SHA-256 only ([`known`]), and keeps
 //!   its kernel in the form that a VMM boots; [`FirmwareStatus::of`] says what is where;
 //! * [`GuestInit`] is vm-init, embedded by this crate's build script or named by `III_INIT_PATH`;
+//!   guests of another architecture than the host's have files of their own
+//!   ([`FirmwareOptions::for_guests`]);
 //! * [`initramfs`] writes the boot medium; [`home`] is `~/.iii`, or what `III_HOME` names.
 //!
 //! May depend on: `iii-proto`. Must never be in it: anything that starts a VM, root filesystems
@@ -13,7 +15,7 @@
 
 pub mod digest;
 mod download;
-mod guest_init;
+pub mod guest_init;
 pub mod home;
 pub mod initramfs;
 mod install;

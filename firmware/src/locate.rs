@@ -178,7 +178,7 @@ impl Firmware {
         progress: &dyn Progress,
     ) -> Result<Self, FirmwareError> {
         // First what needs no network: nobody downloads for minutes to learn of a wrong path.
-        let init = init(options)?;
+        let init = GuestInit::find(options)?;
         let found = find(options, progress)?;
         let kernel = kernel::prepare(
             &options.home.cache_dir(),
@@ -244,13 +244,6 @@ impl Firmware {
     }
 }
 
-fn init(options: &FirmwareOptions) -> Result<GuestInit, InitError> {
-    match &options.init {
-        Some(path) => GuestInit::from_file(path),
-        None => Ok(GuestInit::embedded()),
-    }
-}
-
 /// What is there, for `doctor` and `iii-super firmware`. Nothing is fetched.
 #[derive(Clone, Debug, Serialize)]
 pub struct FirmwareStatus {
@@ -312,7 +305,9 @@ impl FirmwareStatus {
             kernel_release: kernel.as_ref().map(|kernel| kernel.release.clone()),
             kernel: kernel.map(|kernel| kernel.path),
             init: options.init.clone(),
-            init_error: init(options).err().map(|error| error.to_string()),
+            init_error: GuestInit::find(options)
+                .err()
+                .map(|error| error.to_string()),
         }
     }
 }
@@ -357,14 +352,14 @@ fn find(options: &FirmwareOptions, progress: &dyn Progress) -> Result<Found, Fir
         return Err(FirmwareError::Missing { looked });
     }
     let path =
-        download::fetch(&options.home, known, &verified, progress).map_err(
-            |error| match error {
+        download::fetch(&options.library_dir(), known, &verified, progress).map_err(|error| {
+            match error {
                 DownloadError::Install(error) => error.into(),
                 error @ DownloadError::AllFailed { .. } => {
                     FirmwareError::Download { looked, error }
                 }
-            },
-        )?;
+            }
+        })?;
     let sha256 = verified.digest_of(&path)?;
     Ok(Found {
         source: Source::Download,
@@ -389,9 +384,10 @@ fn places(options: &FirmwareOptions) -> Vec<(Source, PathBuf)> {
     let Ok(known) = pinned(options) else {
         return Vec::new();
     };
-    let lib_dir = options.home.lib_dir();
+    let lib_dir = options.library_dir();
     let mut places = Vec::new();
-    if embedded().is_some() {
+    // The build script takes none but the host's.
+    if embedded().is_some() && options.is_for_host() {
         places.push((Source::Embedded, lib_dir.join(known.file_name)));
     }
     let names = || std::iter::once(known.file_name).chain(known.link_name);
@@ -510,7 +506,7 @@ fn materialise_embedded(
     if is_there()? {
         return Ok(());
     }
-    let lib_dir = options.home.lib_dir();
+    let lib_dir = options.library_dir();
     let _lock = crate::install::Lock::take(&lib_dir.join(".lock"), progress)?;
     if !is_there()? {
         progress.phase("unpacking the built-in libkrunfw");

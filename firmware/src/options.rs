@@ -52,15 +52,65 @@ impl FirmwareOptions {
         Self::from_lookup(|name| std::env::var_os(name))
     }
 
+    /// The same for guests of another architecture than the host's. Its libkrunfw is kept apart, and
+    /// the variables have names that end with it, as `III_INIT_PATH_AARCH64`. There is no built-in
+    /// vm-init for it: where none is named, [`Self::init`] is for the caller to find.
+    pub fn for_guests(&self, arch: &str) -> Result<Self, OptionsError> {
+        self.for_guests_by(arch, |name| std::env::var_os(name))
+    }
+
+    /// As [`Self::for_guests`] with the environment as an argument.
+    pub fn for_guests_by(
+        &self,
+        arch: &str,
+        env: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, OptionsError> {
+        if arch == self.arch {
+            return Ok(self.clone());
+        }
+        let env = |name: &str| {
+            env(&of_architecture(name, arch)).filter(|value: &OsString| !value.is_empty())
+        };
+        Ok(Self {
+            library: env(LIBKRUNFW_PATH).map(PathBuf::from),
+            trusted: digest(&env)?,
+            init: env(INIT_PATH).map(PathBuf::from),
+            // The system's is for the host itself.
+            system_dirs: Vec::new(),
+            arch: arch.to_owned(),
+            ..self.clone()
+        })
+    }
+
+    /// Whether guests have the architecture of the host.
+    pub fn is_for_host(&self) -> bool {
+        self.arch == std::env::consts::ARCH
+    }
+
+    /// Where libkrunfw is kept: the files of all architectures have the same name.
+    pub fn library_dir(&self) -> PathBuf {
+        let directory = self.home.lib_dir();
+        match self.is_for_host() {
+            true => directory,
+            false => directory.join(&self.arch),
+        }
+    }
+
+    /// The name of one of these variables.
+    pub(crate) fn variable(&self, name: &str) -> String {
+        match self.is_for_host() {
+            true => name.to_owned(),
+            false => of_architecture(name, &self.arch),
+        }
+    }
+
     /// As [`Self::from_env`] with the environment as an argument. Empty variables are as if unset.
     pub fn from_lookup(env: impl Fn(&str) -> Option<OsString>) -> Result<Self, OptionsError> {
         let env = |name: &str| env(name).filter(|value| !value.is_empty());
         let mut options = Self::new(IiiHome::from_lookup(env)?);
         options.library = env(LIBKRUNFW_PATH).map(PathBuf::from);
         options.init = env(INIT_PATH).map(PathBuf::from);
-        options.trusted = env(LIBKRUNFW_SHA256)
-            .map(|text| text.to_string_lossy().parse())
-            .transpose()?;
+        options.trusted = digest(&env)?;
         Ok(options)
     }
 
@@ -77,6 +127,17 @@ impl FirmwareOptions {
             arch: std::env::consts::ARCH.to_owned(),
         }
     }
+}
+
+fn digest(env: &impl Fn(&str) -> Option<OsString>) -> Result<Option<Digest>, DigestError> {
+    env(LIBKRUNFW_SHA256)
+        .map(|text| text.to_string_lossy().parse())
+        .transpose()
+}
+
+/// `III_INIT_PATH_AARCH64`.
+fn of_architecture(variable: &str, arch: &str) -> String {
+    format!("{variable}_{}", arch.to_ascii_uppercase())
 }
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
@@ -121,6 +182,26 @@ mod tests {
             Some(sha256)
         );
         assert_eq!(options.init, None);
+
+        let of_another = options
+            .for_guests_by("s390x", |name| {
+                Some(OsString::from(match name {
+                    "III_LIBKRUNFW_PATH_S390X" => "/opt/s390x.so",
+                    "III_INIT_PATH_S390X" => "/opt/init",
+                    _ => return None,
+                }))
+            })
+            .expect("sound");
+        assert_eq!(of_another.library, Some(PathBuf::from("/opt/s390x.so")));
+        assert_eq!(of_another.init, Some(PathBuf::from("/opt/init")));
+        assert_eq!((of_another.trusted, &*of_another.arch), (None, "s390x"));
+        assert_eq!(
+            of_another.library_dir(),
+            PathBuf::from("/home/ada/.iii/lib/s390x")
+        );
+        assert_eq!(of_another.variable(INIT_PATH), "III_INIT_PATH_S390X");
+        assert_eq!(options.library_dir(), PathBuf::from("/home/ada/.iii/lib"));
+        assert_eq!(options.variable(INIT_PATH), INIT_PATH);
 
         let refused = FirmwareOptions::from_lookup(|name| match name {
             "HOME" => Some("/home/ada".into()),

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use iii_firmware::digest::Digest;
 use iii_firmware::home::IiiHome;
 use iii_firmware::{
-    Finding, Firmware, FirmwareError, FirmwareOptions, FirmwareStatus, KernelFormat, Source,
+    Finding, Firmware, FirmwareError, FirmwareOptions, FirmwareStatus, GuestInit, InitError,
+    KernelFormat, Source,
 };
 use object::write::{Object, StandardSection, Symbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SymbolFlags, SymbolKind, SymbolScope};
@@ -62,7 +63,6 @@ impl World {
             download: false,
             trusted: Some(Digest::of(&library)),
             os: "linux".to_owned(),
-            arch: "x86_64".to_owned(),
             ..FirmwareOptions::new(home)
         };
         (Self { dir, options }, library)
@@ -166,6 +166,46 @@ fn an_arm_kernel_is_kept_as_it_is() {
     let error = world.locate().expect_err("no VMM boots it");
     assert!(matches!(error, FirmwareError::Kernel { .. }), "{error}");
     assert!(error.to_string().contains(CACHED), "{error}");
+}
+
+/// The built-in vm-init, made to look as if it were for `machine` (ELF's `e_machine`).
+fn init_for(machine: u16) -> Vec<u8> {
+    let mut init = GuestInit::embedded().bytes().to_vec();
+    init[18..20].copy_from_slice(&machine.to_le_bytes());
+    init
+}
+
+#[test]
+fn guests_of_another_architecture_have_files_of_their_own() {
+    let (mut world, library) = World::new();
+    let (arch, machine) = match std::env::consts::ARCH {
+        "aarch64" => ("x86_64", 62),
+        _ => ("aarch64", 183),
+    };
+    // Those of both are called the same.
+    let of_host = world.put(CACHED, &library);
+    world.options.system_dirs = vec![of_host.parent().expect("has one").to_owned()];
+    let mut other = (world.options.for_guests_by(arch, |_| None)).expect("sound");
+    assert!(matches!(
+        Firmware::locate(&other, &()),
+        Err(FirmwareError::Init(InitError::Missing { .. }))
+    ));
+    other.init = Some(world.put("vm-init", &init_for(machine)));
+    let error = Firmware::locate(&other, &()).expect_err("there is the host's alone");
+    let FirmwareError::Missing { looked } = &error else {
+        panic!("{error}")
+    };
+    let in_cache = |look: &iii_firmware::Look| look.source == Source::Cache;
+    assert!(looked.iter().all(in_cache), "{error}");
+
+    let own = self::library(Architecture::Aarch64, "6.12.7");
+    other.trusted = Some(Digest::of(&own));
+    let path = world.put(format!("home/.iii/lib/{arch}/libkrunfw.so.5.6.1"), &own);
+    let found = Firmware::locate(&other, &()).expect("it is there now");
+    assert_eq!(found.library(), path);
+    assert_eq!(found.kernel_release(), "6.12.7");
+    let of_host = world.locate().expect("in the cache");
+    assert_eq!(of_host.kernel_release(), "6.12.99");
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Digest;
-use crate::home::IiiHome;
 use crate::install::{
     InstallError, Lock, TEMPORARY_PREFIX, make_dir, remove_unfinished, replace_symlink, sync_dir,
 };
@@ -97,26 +96,25 @@ pub enum FetchError {
     Install(#[from] InstallError),
 }
 
-/// Fetches `known` into `~/.iii/lib` and answers its path. Concurrent calls, of other processes
+/// Fetches `known` into `lib_dir` and answers its path. Concurrent calls, of other processes
 /// too, fetch once.
 pub(crate) fn fetch(
-    home: &IiiHome,
+    lib_dir: &Path,
     known: &'static KnownLibrary,
     verified: &VerifiedFiles,
     progress: &dyn Progress,
 ) -> Result<PathBuf, DownloadError> {
-    let lib_dir = home.lib_dir();
     let _lock = Lock::take(&lib_dir.join(".lock"), progress)?;
     let path = lib_dir.join(known.file_name);
     if path.exists() && verified.digest_of(&path)?.to_string() == known.sha256 {
         return Ok(path);
     }
-    remove_unfinished(&lib_dir)?;
+    remove_unfinished(lib_dir)?;
     // Beside its destination: what fits here fits there, and the rename stays on one disk.
     let scratch = tempfile::Builder::new()
         .prefix(TEMPORARY_PREFIX)
-        .tempdir_in(&lib_dir)
-        .map_err(|error| InstallError::new("make a temporary directory in", &lib_dir, error))?;
+        .tempdir_in(lib_dir)
+        .map_err(|error| InstallError::new("make a temporary directory in", lib_dir, error))?;
 
     let mut attempts = Vec::new();
     for (source, fetch) in [
@@ -173,6 +171,7 @@ pub(crate) fn link(path: &Path, known: &KnownLibrary) -> Result<(), InstallError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::home::IiiHome;
     use crate::known::{KNOWN_LIBRARIES, KnownWheel};
 
     /// A build whose pinned bytes are these.
@@ -203,7 +202,8 @@ mod tests {
         let path = home.lib_dir().join("libkrunfw.so.5.6.1");
         fs::write(&path, b"the library").expect("written");
         let verified = VerifiedFiles::in_cache(&home.cache_dir());
-        let fetched = fetch(&home, known(b"the library"), &verified, &()).expect("it is there");
+        let fetched =
+            fetch(&home.lib_dir(), known(b"the library"), &verified, &()).expect("it is there");
         assert_eq!(fetched, path);
     }
 

@@ -22,7 +22,8 @@ impl Platform {
         Self::of(std::env::consts::ARCH)
     }
 
-    fn of(architecture: &str) -> Self {
+    /// Of guests of this architecture, named as in [`std::env::consts::ARCH`].
+    pub fn of(architecture: &str) -> Self {
         let architecture = match architecture {
             "x86_64" => "amd64",
             "aarch64" => "arm64",

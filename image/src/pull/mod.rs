@@ -102,13 +102,13 @@ pub enum PullError {
         reason: &'static str,
     },
     /// For another kind of machine.
-    #[error("failed to pull {image}: it is for {found}, and guests of this host are {wanted}")]
+    #[error("failed to pull {image}: it is for {found}, and the guest is to be {wanted}")]
     Platform {
         /// Its name.
         image: String,
         /// Whom it is for.
         found: String,
-        /// This host's guests.
+        /// Of the guest.
         wanted: String,
     },
     /// A layer that cannot be merged.

@@ -7,6 +7,7 @@
 //!   partial/HEX        blobs that are being downloaded, or were
 //!   roots/HEX.erofs    merged layers, named by the digest of what they are made from
 //!   lock, index.lock   between processes                                        (lock)
+//!   linux-arm64/       all this once more, for guests of another platform than the host's
 //! ```
 //!
 //! A file has its name only once it is whole and on the disk; the index is replaced as a whole. So
@@ -31,7 +32,7 @@ pub use index::{Origin, Record};
 pub use lock::Held;
 pub(crate) use lock::open_locked;
 
-use crate::oci::{Digest, Reference};
+use crate::oci::{Digest, Platform, Reference};
 use index::Index;
 
 /// Part of a root's name: roots of another making are made again.
@@ -109,6 +110,16 @@ impl ImageStore {
                 .map_err(|error| StoreError::file("make", &path, error))?;
         }
         Ok(Self { directory })
+    }
+
+    /// The store for guests of this platform in the directory of all images. What a name stands for
+    /// is another image on each platform, so those of others than the host's have stores of their
+    /// own below it.
+    pub fn of_platform(images: &Path, platform: &Platform) -> Result<Self, StoreError> {
+        if *platform == Platform::of_host() {
+            return Self::open(images);
+        }
+        Self::open(images.join(format!("{}-{}", platform.os, platform.architecture)))
     }
 
     /// Where it is.
