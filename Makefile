@@ -6,10 +6,12 @@ CARGO ?= cargo
 export CARGO_TERM_COLOR ?= auto
 
 RUN_PACKAGES := qemu-system-x86 e2fsprogs python3 python3-pip ca-certificates gcc libc6-dev
-TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils git jq libclang-dev pkg-config procps skopeo systemd umoci util-linux
+TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils git jq libclang-dev pkg-config procps qemu-system-arm skopeo systemd umoci util-linux
+# The architecture of guests that this machine can run in software beside its own.
+OTHER_ARCH := $(if $(filter aarch64,$(shell uname -m)),x86_64,aarch64)
 BENCH_PACKAGES := entr runit s6 supervisor
 
-.PHONY: help run build release dist test bench chaos fuzz fmt clippy docs deny tools-run tools-test clean
+.PHONY: help run build release guests dist test bench chaos fuzz fmt clippy docs deny tools-run tools-test clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +25,9 @@ build: tools-run ## build everything, unoptimised
 
 release: tools-run ## build everything, optimised
 	$(CARGO) build --release --workspace --bins
+
+guests: ## build vm-init for workers of the other platform (linux/arm64, linux/amd64)
+	./scripts/guest-init $(OTHER_ARCH)
 
 dist: release ## build a release archive and its checksum in target/dist
 	./scripts/dist

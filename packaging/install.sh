@@ -78,6 +78,10 @@ put() {
 for program in iii-shim iii-vfs iii-krun iii-super; do
     put 0755 "$tree/bin/$program" "$prefix/bin/$program"
 done
+# What guests of another architecture start with, if the release has it.
+for init in "$tree"/bin/vm-init-*; do
+    [ ! -f "$init" ] || put 0755 "$init" "$prefix/bin/$(basename "$init")"
+done
 for page in "$tree"/share/man/man1/*; do
     put 0644 "$page" "$prefix/share/man/man1/$(basename "$page")"
 done

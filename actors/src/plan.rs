@@ -17,7 +17,7 @@ use iii_proto::vfs::VfsExport;
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::process::Spawner;
 use iii_vmm::vmm::VmDisk;
-use iii_vmm::vmms::Vmms;
+use iii_vmm::vmms::{Candidate, Vmms};
 
 use crate::event::EventBus;
 use crate::logs::LogBus;
@@ -48,6 +48,9 @@ pub struct Environment {
 pub struct WorkerPlan {
     /// What the user asked for.
     pub spec: WorkerSpec,
+    /// What runs its VMs, where that is not what runs the others': for guests of another
+    /// architecture than the host's.
+    pub vmm: Option<Candidate>,
     /// The kernel in the VMM's form.
     pub kernel: PathBuf,
     /// The part of the initramfs that is the same at every boot: vm-init and the skeleton.

@@ -13,6 +13,7 @@ pub use iii_image::PullPolicy;
 pub use iii_image::oci::Reference;
 pub use iii_proto::guest::{AtRest, HealthCheck, Probe};
 use iii_proto::ids::WorkerName;
+pub use iii_vmm::guest::GuestArch;
 
 pub use iii_proto::restart::{RestartLimit, RestartMode, RestartPolicy};
 use serde::Serialize;
@@ -308,6 +309,8 @@ pub struct ImageSpec {
     /// Instead of the image's entry point; with one of its own, a worker does not have the image's
     /// command either. `Some` of nothing: the command alone is run.
     pub entrypoint: Option<Vec<String>>,
+    /// For guests of which architecture, `None`: of the host's. Others are run in software, by QEMU.
+    pub platform: Option<GuestArch>,
 }
 
 impl ImageSpec {
@@ -317,6 +320,7 @@ impl ImageSpec {
             reference,
             pull: PullPolicy::default(),
             entrypoint: None,
+            platform: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use iii_firmware::home::IiiHome;
 use iii_vmm::choice::{self, AccelerationWish, Choice, Kind, Known, VmmWish};
+use iii_vmm::guest::GuestArch;
 use iii_vmm::helpers::HelperPlaces;
 use iii_vmm::host::{Acceleration, HostFacts};
 use iii_vmm::krun::Krun;
@@ -93,8 +94,19 @@ fn qemu(home: &IiiHome, acceleration: Acceleration) -> Result<Candidate, VmmErro
         program: None,
         cache_directory: Some(home.cache_dir()),
         acceleration,
+        guest: None,
     }));
     Candidate::check(qemu)
+}
+
+/// QEMU for guests of another architecture than the host's.
+pub(crate) fn of_foreign_guests(home: &IiiHome, guest: GuestArch) -> Result<Candidate, VmmError> {
+    Candidate::check(Arc::new(Qemu::new(QemuOptions {
+        program: None,
+        cache_directory: Some(home.cache_dir()),
+        acceleration: Acceleration::Tcg,
+        guest: Some(guest),
+    })))
 }
 
 /// What runs the VMs of this host.

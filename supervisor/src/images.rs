@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use iii_image::oci::Platform;
 use iii_image::registry::{Credentials, RegistryOptions};
 use iii_image::store::StoreError;
 use iii_image::{ImageStore, Puller};
+use iii_vmm::guest::GuestArch;
 
 /// Images of a supervisor. The directory is made when the first image is asked for.
 #[derive(Clone)]
@@ -36,14 +38,24 @@ impl Images {
         }
     }
 
-    pub(crate) fn puller(&self) -> Result<Puller, StoreError> {
-        let store = ImageStore::open(&self.directory)?;
-        Ok(Puller::new(store, self.registry.clone()))
+    /// For guests of this architecture, or of the host's.
+    pub(crate) fn puller(&self, guest: Option<GuestArch>) -> Result<Puller, StoreError> {
+        let platform = platform(guest);
+        let store = ImageStore::of_platform(&self.directory, &platform)?;
+        Ok(Puller {
+            platform,
+            ..Puller::new(store, self.registry.clone())
+        })
     }
 
     pub(crate) fn progress(&self) -> Shown<'_> {
         Shown(&*self.progress)
     }
+}
+
+/// Of guests of this architecture, or of the host's.
+pub(crate) fn platform(guest: Option<GuestArch>) -> Platform {
+    guest.map_or_else(Platform::of_host, |arch| Platform::of(arch.name()))
 }
 
 /// One who is told about downloads is told about images too.

@@ -26,6 +26,7 @@ mod disks;
 pub mod doctor;
 #[cfg(feature = "cli")]
 mod gate;
+mod guests;
 mod host_vmms;
 mod images;
 pub mod log_store;
@@ -43,6 +44,7 @@ mod worker;
 pub mod workers_file;
 
 pub use disks::{DiskError, DiskUse};
+pub use guests::{GuestError, GuestFault};
 pub use iii_actors::event::{ActorKind, Event, EventKind, LogLine, LogSource};
 pub use iii_actors::exec::{self, ExecError, ExecOutput, ExecRequest, ExecSession};
 pub use iii_actors::logs::LogReader;

@@ -4,6 +4,7 @@
 mod disks;
 mod image_root;
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
@@ -24,10 +25,12 @@ use iii_proto::SKELETON_PATH;
 use iii_proto::guest::{GuestUser, Lower, Mount, MountSource, Root, Upper};
 use iii_proto::ids::WorkerName;
 use iii_proto::vfs::VfsExport;
+use iii_vmm::guest::GuestArch;
 
 use self::disks::PlannedDisks;
 use crate::accounts::{Account, Accounts};
 use crate::disks::{DiskError, DiskStore};
+use crate::guests::{ForeignGuests, GuestError, Guests};
 use crate::images::Images;
 use crate::order::launch_order;
 
@@ -70,6 +73,9 @@ pub enum PrepareFault {
     /// Images cannot be kept on this host.
     #[error(transparent)]
     Images(#[from] Box<StoreError>),
+    /// Guests of its architecture cannot be run.
+    #[error(transparent)]
+    Guest(#[from] Box<GuestError>),
     /// Its image cannot be had.
     #[error(transparent)]
     Pull(#[from] Box<PullError>),
@@ -173,12 +179,14 @@ pub(crate) struct Preparation<'a> {
     firmware: &'a Firmware,
     disks: Option<DiskStore>,
     images: &'a Images,
+    guests: &'a Guests,
     present: Vec<WorkerName>,
     /// Listeners of workers that are to go, for those that publish the same ports after them.
     inherited: Vec<TcpListener>,
     host_root: Option<(Arc<HostRoot>, Arc<Vec<u8>>)>,
-    /// vm-init alone: an image is a root without a skeleton.
-    bare_medium: Option<Arc<Vec<u8>>>,
+    /// vm-init alone: an image is a root without a skeleton. For guests of the host's architecture,
+    /// and of others.
+    bare_media: BTreeMap<Option<GuestArch>, Arc<Vec<u8>>>,
 }
 
 /// What a worker comes to with its root.
@@ -195,6 +203,8 @@ struct Base {
     command: Vec<String>,
     env: Vec<(String, String)>,
     disks: Vec<PlanDisk>,
+    /// For a guest of another architecture.
+    foreign: Option<Arc<ForeignGuests>>,
 }
 
 impl<'a> Preparation<'a> {
@@ -203,6 +213,7 @@ impl<'a> Preparation<'a> {
     pub(crate) fn new(
         firmware: &'a Firmware,
         images: &'a Images,
+        guests: &'a Guests,
         disks: Option<DiskStore>,
         present: Vec<WorkerName>,
     ) -> Self {
@@ -210,10 +221,11 @@ impl<'a> Preparation<'a> {
             firmware,
             disks,
             images,
+            guests,
             present,
             inherited: Vec::new(),
             host_root: None,
-            bare_medium: None,
+            bare_media: BTreeMap::new(),
         }
     }
 
@@ -286,12 +298,17 @@ impl<'a> Preparation<'a> {
         Ok(found)
     }
 
-    fn bare_medium(&mut self) -> Result<Arc<Vec<u8>>, PrepareFault> {
-        if let Some(medium) = &self.bare_medium {
+    fn bare_medium(
+        &mut self,
+        foreign: Option<&ForeignGuests>,
+    ) -> Result<Arc<Vec<u8>>, PrepareFault> {
+        let guest = foreign.map(|guests| guests.arch);
+        if let Some(medium) = self.bare_media.get(&guest) {
             return Ok(medium.clone());
         }
-        let medium: Arc<Vec<u8>> = Arc::new(boot_medium(self.firmware, None)?);
-        self.bare_medium = Some(medium.clone());
+        let firmware = foreign.map_or(self.firmware, |guests| &guests.firmware);
+        let medium: Arc<Vec<u8>> = Arc::new(boot_medium(firmware, None)?);
+        self.bare_media.insert(guest, medium.clone());
         Ok(medium)
     }
 
@@ -328,6 +345,7 @@ impl<'a> Preparation<'a> {
             command,
             env: spec.env.clone(),
             disks: Vec::new(),
+            foreign: None,
         })
     }
 
@@ -357,8 +375,10 @@ impl<'a> Preparation<'a> {
         mounts.extend(disks.mounts);
         let size_bytes = spec.resources.disk.unwrap_or(spec.resources.memory / 2);
         (spec.command, spec.env) = (base.command, base.env);
+        let firmware = (base.foreign.as_deref()).map_or(self.firmware, |guests| &guests.firmware);
         Ok(WorkerPlan {
-            kernel: self.firmware.kernel().to_owned(),
+            vmm: base.foreign.as_ref().map(|guests| guests.vmm.clone()),
+            kernel: firmware.kernel().to_owned(),
             initramfs: base.initramfs,
             root: Root {
                 lowers: base.lowers,

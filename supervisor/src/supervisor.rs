@@ -28,6 +28,7 @@ use iii_vmm::vmm::VmmError;
 use iii_vmm::vmms::Vmms;
 
 use crate::disks::{DiskError, DiskStore, DiskUse};
+use crate::guests::Guests;
 use crate::host_vmms;
 use crate::images::Images;
 use crate::log_store::{self, LogStore, StoredLogs};
@@ -243,6 +244,7 @@ impl SupervisorBuilder {
             bus,
             firmware: Arc::new(host.firmware),
             images: Arc::new(host.images),
+            guests: Arc::new(host.guests),
             logs,
             store,
             keeper,
@@ -258,6 +260,7 @@ struct Host {
     vfs_program: PathBuf,
     firmware: Firmware,
     images: Images,
+    guests: Guests,
 }
 
 impl Host {
@@ -282,9 +285,11 @@ impl Host {
         if let Some(registry) = options.registry {
             images.registry = registry;
         }
+        let guests = Guests::new(firmware.clone(), places.clone(), options.progress.clone());
         let firmware = Firmware::locate(&firmware, &*options.progress)?;
         Ok(Self {
             images,
+            guests,
             vmms,
             places,
             vfs_program,
@@ -330,6 +335,7 @@ pub struct Supervisor {
     bus: EventBus,
     firmware: Arc<Firmware>,
     images: Arc<Images>,
+    guests: Arc<Guests>,
     logs: LogBus,
     store: Option<LogStore>,
     keeper: Option<Arc<FileKeeper>>,
@@ -400,11 +406,12 @@ impl Supervisor {
         inherited: Vec<TcpListener>,
     ) -> Result<Vec<PreparedWorker>, Vec<PrepareError>> {
         let (firmware, images) = (Arc::clone(&self.firmware), Arc::clone(&self.images));
+        let guests = Arc::clone(&self.guests);
         let present = self.workers().await.unwrap_or_default();
         let present = present.into_iter().map(|status| status.name).collect();
         let disks = self.disk_store();
         let work = move || {
-            Preparation::new(&firmware, &images, disks, present)
+            Preparation::new(&firmware, &images, &guests, disks, present)
                 .inheriting(inherited)
                 .prepare(specs)
         };

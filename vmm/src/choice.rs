@@ -161,9 +161,9 @@ pub fn choose(vmm: VmmWish, wish: AccelerationWish, known: &Known<'_>) -> Result
         }
     };
     let software = match known.facts.arch {
-        Arch::X86_64 => true,
-        // QEMU's machine is x86-64's.
-        Arch::Aarch64 | Arch::Other => false,
+        Arch::X86_64 | Arch::Aarch64 => true,
+        // No guest is at home there.
+        Arch::Other => false,
     };
     Ok(Choice {
         vmm,
@@ -200,9 +200,10 @@ mod tests {
         use Acceleration as A;
         use AccelerationWish as Accel;
         use VmmWish as V;
-        let (real, arm, pvm) = (
+        let (real, arm, arm_alone, pvm) = (
             facts("bare metal with KVM"),
             facts("aarch64 with KVM"),
+            facts("aarch64 without KVM"),
             facts("VM with kvm_pvm"),
         );
         let dead = refuted();
@@ -327,8 +328,19 @@ mod tests {
                 Accel::Auto,
                 Kind::Krun,
                 A::Kvm,
-                no,
+                yes,
                 "opens",
+            ),
+            (
+                &arm_alone,
+                yes,
+                None,
+                V::Auto,
+                Accel::Auto,
+                Kind::Qemu,
+                A::Tcg,
+                no,
+                "no /dev/kvm",
             ),
         ];
         for (facts, krun, refuted, vmm, wish, kind, acceleration, fallback, word) in table {

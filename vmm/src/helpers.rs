@@ -102,6 +102,19 @@ pub fn find(name: &str, places: &HelperPlaces) -> Result<PathBuf, HelperError> {
     Ok(path)
 }
 
+/// Finds a file that lies with the helpers and is none of them. What is in it is the caller's to
+/// check.
+pub fn find_file(name: &str, places: &HelperPlaces) -> Option<PathBuf> {
+    candidates(
+        places,
+        std::env::var_os(HELPER_DIR_VARIABLE),
+        std::env::current_exe().ok(),
+    )
+    .into_iter()
+    .map(|directory| directory.join(name))
+    .find(|path| path.is_file())
+}
+
 fn candidates(
     places: &HelperPlaces,
     variable: Option<OsString>,

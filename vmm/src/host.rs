@@ -241,7 +241,7 @@ pub const TABLE: &[Row] = &[
         proven: false,
     },
     Row {
-        situation: "aarch64 without KVM: no VMM for it yet",
+        situation: "aarch64 without KVM",
         facts: aarch64(DevKvm::Absent),
         acceleration: Acceleration::Tcg,
         proven: false,

@@ -6,7 +6,7 @@
 //! * [`helpers`]: finds helper binaries and checks that they are of this build;
 //! * [`confinement`]: what a VMM's process is held to;
 //! * [`vmm`]: the trait [`Vmm`](vmm::Vmm) and what a launch is made of; [`qemu`] and [`krun`]: its
-//!   implementations; `machine`: what they have in common;
+//!   implementations; `machine`: what they have in common; [`guest`]: the architectures of guests;
 //! * [`host`]: what kind of virtualisation this host has, decided from facts; [`choice`]: which VMM
 //!   runs there and how; [`vmms`]: that VMM, and the way back to software where a VM has shown that
 //!   the facts deceive; [`verdict`]: what is remembered of that; [`tsc`]: the frequency of the host's
@@ -18,6 +18,7 @@
 
 pub mod choice;
 pub mod confinement;
+pub mod guest;
 pub mod helpers;
 pub mod host;
 pub mod krun;

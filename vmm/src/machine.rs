@@ -7,7 +7,7 @@ use iii_proto::ids::WorkerName;
 
 use crate::vmm::VmmError;
 
-/// Bytes of the kernel's command line (COMMAND_LINE_SIZE on x86).
+/// Bytes of the kernel's command line (COMMAND_LINE_SIZE on x86 and on arm64).
 pub(crate) const MAX_COMMAND_LINE: usize = 2048;
 /// Bytes that a VMM appends to it for one device, with some to spare:
 /// ` virtio_mmio.device=512@0xfeb00e00:12`.
@@ -43,6 +43,8 @@ pub(crate) struct Shape<'a> {
     pub(crate) worker: &'a WorkerName,
     /// Devices that the machine has room for.
     pub(crate) slots: usize,
+    /// The VMM says on the kernel's command line where they are.
+    pub(crate) names_devices: bool,
     /// Those that every machine of this VMM has.
     pub(crate) own_devices: usize,
     pub(crate) cpus: u32,
@@ -77,7 +79,10 @@ impl Shape<'_> {
             line.push_str(word);
         }
         // A VMM may add one that a guest can do without, where a slot is left.
-        let devices = (self.devices() + 1).min(self.slots);
+        let devices = match self.names_devices {
+            true => (self.devices() + 1).min(self.slots),
+            false => 0,
+        };
         let room = MAX_COMMAND_LINE - COMMAND_LINE_PER_DEVICE * devices;
         if line.len() >= room {
             let reason = format!(

@@ -21,7 +21,8 @@ pub struct VmLaunch {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
-    /// The kernel: on x86-64 the ELF file that both VMMs boot. Absolute.
+    /// The kernel: for x86-64 guests the ELF file that both VMMs boot, for aarch64 ones the `Image`.
+    /// Absolute.
     pub kernel: PathBuf,
     /// The initramfs: a sealed memfd.
     pub initrd: OwnedFd,

@@ -143,6 +143,7 @@ fn boot(cpus: u32, socket_console: bool) -> Guest {
         program: None,
         cache_directory: None,
         acceleration: verdict.acceleration,
+        guest: None,
     });
     qemu.check().unwrap();
     let (console, console_writer): (Box<dyn Read>, OwnedFd) = if socket_console {

@@ -108,7 +108,10 @@ impl VmActor {
         let times = Times::new(spec.boot_deadline, spec.heartbeat_timeout);
         Self {
             lifecycle: VmLifecycle::new(parts.boot, times),
-            vmm: parts.env.vmms.for_next(&spec.name),
+            vmm: match &parts.plan.vmm {
+                Some(own) => own.clone(),
+                None => parts.env.vmms.for_next(&spec.name),
+            },
             env: parts.env,
             plan: parts.plan,
             processes: parts.processes,
@@ -152,7 +155,8 @@ impl VmActor {
         match effect {
             Effect::Emit(kind) => {
                 let progress = progress(&kind);
-                if let EventKind::GuestUp { .. } = kind {
+                // A worker's own VMM is in software, and says nothing of this host's hardware.
+                if let (EventKind::GuestUp { .. }, None) = (&kind, &self.plan.vmm) {
                     self.env.vmms.spoke(&self.plan.spec.name, &self.vmm.info);
                 }
                 // Told first: what follows from it, a dependent's start, comes behind it.
@@ -269,7 +273,10 @@ impl VmActor {
     /// known, and the next VM is to do without. A VMM that somebody else has killed is no sign.
     fn software_instead(&self, failure: &Failure, cause: &str) -> Option<ChildEnd> {
         let killed_by_others = !failure.killed && matches!(self.exit, Some(ChildExit::Signal(_)));
-        if !failure.silent || killed_by_others && self.exit != Some(ChildExit::Signal(ABORT)) {
+        if self.plan.vmm.is_some()
+            || !failure.silent
+            || killed_by_others && self.exit != Some(ChildExit::Signal(ABORT))
+        {
             return None;
         }
         let worker = &self.plan.spec.name;

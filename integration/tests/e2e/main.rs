@@ -28,6 +28,7 @@ mod exec;
 mod exec_command;
 mod failures;
 mod files;
+mod foreign;
 mod images;
 mod logs;
 mod memory;

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iii_actors::spec::PublishSpec;
+use iii_actors::spec::{GuestArch, PublishSpec};
 
 use iii_proto::ids::WorkerName;
 
@@ -14,7 +14,7 @@ use super::complete;
 use super::doctor::DoctorArguments;
 use super::edit::{AddArguments, RemoveArguments};
 use super::man::ManArguments;
-use crate::workers_file::{EngineKey, FILE_NAME};
+use crate::workers_file::{EngineKey, FILE_NAME, PLATFORMS};
 
 mod logs;
 mod running;
@@ -39,6 +39,7 @@ Exit codes:
 Environment:
   III_LIBKRUNFW_PATH  the libkrunfw that holds the guest's kernel
   III_INIT_PATH       the guest's init program
+                      (both for guests of another architecture: with _AARCH64 or _X86_64 behind it)
   III_HELPER_DIR      where iii-shim, iii-vfs and iii-krun are
   III_CONFINEMENT     off: a VMM may do what its user may (for a host where it does not start)
   III_HOME            the cache, instead of ~/.iii
@@ -314,9 +315,7 @@ Examples:
   iii-super prune --disks")]
     Prune(PruneArguments),
     /// Pull, import, list and remove images that workers run on
-    #[command(
-        subcommand,
-        after_help = "\
+    #[command(after_help = "\
 Images are kept in ~/.iii/images, once for all workers: as one file each, which guests see
 read-only as their root. `run` pulls what is missing by itself.
 
@@ -325,9 +324,8 @@ Examples:
   iii-super image import app.tar --name app:1      what `docker save` wrote
   iii-super image ls --json | jq '.[].name'
   iii-super image rm node:22-slim
-  iii-super image prune                            what no name stands for any more"
-    )]
-    Image(ImageCommand),
+  iii-super image prune                            what no name stands for any more")]
+    Image(ImageArguments),
     /// Print the JSON Schema of the workers file, for editors
     #[command(after_help = "\
 Example, for an editor with a YAML language server:
@@ -448,6 +446,24 @@ pub(super) struct FileArguments {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImageArguments {
+    #[command(subcommand)]
+    pub(super) command: ImageCommand,
+    /// Images for workers of this platform, linux/amd64 or linux/arm64; by default this host's
+    #[arg(long, value_name = "PLATFORM", global = true, value_parser = platform)]
+    pub(super) platform: Option<GuestArch>,
+}
+
+/// As the workers file has it.
+fn platform(text: &str) -> Result<GuestArch, String> {
+    let found = PLATFORMS.iter().find(|(word, _)| *word == text);
+    found.map(|(_, arch)| *arch).ok_or_else(|| {
+        let all: Vec<&str> = PLATFORMS.iter().map(|(word, _)| *word).collect();
+        format!("it is not one of {}", all.join(", "))
+    })
 }
 
 #[derive(Debug, Subcommand)]

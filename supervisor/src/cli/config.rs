@@ -8,7 +8,9 @@ use serde_json::{Map, Value, json};
 use super::arguments::FileArguments;
 use super::say::{print, say, say_plain};
 use super::{REFUSED, engine};
-use crate::workers_file::{EngineKey, WorkersFile, WorkersFileError, format_duration, format_size};
+use crate::workers_file::{
+    EngineKey, WorkersFile, WorkersFileError, format_duration, format_size, platform_word,
+};
 
 pub(super) fn run(args: &FileArguments) -> u8 {
     let Some((file, workers)) = load(args, None) else {
@@ -107,6 +109,7 @@ fn describe(worker: &WorkerSpec) -> Value {
         },
         "image": image.map(|image| image.reference.familiar()),
         "pull": image.map(|image| image.pull),
+        "platform": image.and_then(|image| image.platform).map(platform_word),
         "entrypoint": image.and_then(|image| image.entrypoint.clone()),
         "command": worker.command,
         "cwd": worker.cwd,
@@ -260,7 +263,10 @@ workers:
         let first = parse(text);
         let again = shown(&first);
         let second = parse(&again);
-        let images = parse("workers: {w: {image: 'node:22', pull: always, entrypoint: [a, b]}}");
+        let images = parse(
+            "workers: {w: {image: 'node:22', pull: always, platform: linux/arm64, \
+             entrypoint: [a, b]}}",
+        );
         assert_eq!(parse(&shown(&images))[0].root, images[0].root);
         // The defaults were filled in; all else is the same.
         let mut expected = first;

@@ -4,13 +4,15 @@ use std::io::{IsTerminal as _, Read as _};
 use std::time::{Duration, SystemTime};
 
 use iii_firmware::home::IiiHome;
-use iii_image::oci::Reference;
+use iii_image::oci::{Platform, Reference};
 use iii_image::registry::{Credentials, Login, RegistryOptions};
 use iii_image::store::Record;
 use iii_image::{ImageStore, Importer, PullError, Puller};
 use serde_json::{Value, json};
 
-use super::arguments::{ImageCommand, ImportArguments, LoginArguments, PullArguments};
+use super::arguments::{
+    ImageArguments, ImageCommand, ImportArguments, LoginArguments, PullArguments,
+};
 use super::progress::StderrProgress;
 use super::say::{print, say};
 use super::{FAILED, OK, REFUSED};
@@ -18,10 +20,13 @@ use super::{FAILED, OK, REFUSED};
 /// Most bytes of a password.
 const MAX_PASSWORD: u64 = 1 << 16;
 
-pub(super) fn run(command: &ImageCommand) -> u8 {
+pub(super) fn run(args: &ImageArguments) -> u8 {
+    let platform = crate::images::platform(args.platform);
     let store = IiiHome::from_env()
         .map_err(|error| error.to_string())
-        .and_then(|home| ImageStore::open(home.images_dir()).map_err(|error| error.to_string()));
+        .and_then(|home| {
+            ImageStore::of_platform(&home.images_dir(), &platform).map_err(|e| e.to_string())
+        });
     let store = match store {
         Ok(store) => store,
         Err(error) => {
@@ -29,12 +34,12 @@ pub(super) fn run(command: &ImageCommand) -> u8 {
             return REFUSED;
         }
     };
-    match command {
-        ImageCommand::Pull(args) => pull(store, args),
+    match &args.command {
+        ImageCommand::Pull(args) => pull(store, platform, args),
         ImageCommand::Ls { json } => list(&store, *json),
         ImageCommand::Rm { names, json } => remove(&store, names, *json),
         ImageCommand::Prune { json } => prune(&store, *json),
-        ImageCommand::Import(args) => import(store, args),
+        ImageCommand::Import(args) => import(store, platform, args),
     }
 }
 
@@ -47,7 +52,7 @@ fn references(names: &[String]) -> Option<Vec<Reference>> {
     parsed.into_iter().collect::<Result<_, _>>().ok()
 }
 
-fn pull(store: ImageStore, args: &PullArguments) -> u8 {
+fn pull(store: ImageStore, platform: Platform, args: &PullArguments) -> u8 {
     let Some(names) = references(&args.names) else {
         return REFUSED;
     };
@@ -59,13 +64,14 @@ fn pull(store: ImageStore, args: &PullArguments) -> u8 {
         }
     };
     let insecure = names.iter().filter(|_| args.insecure);
-    let puller = Puller::new(
+    let puller = Puller {
         store,
-        RegistryOptions {
+        registry: RegistryOptions {
             credentials,
             insecure: insecure.map(|name| name.registry().to_owned()).collect(),
         },
-    );
+        platform,
+    };
     let progress = StderrProgress::new();
     let mut code = OK;
     for name in &names {
@@ -102,7 +108,7 @@ fn credentials(args: &LoginArguments) -> Result<Credentials, String> {
     }))
 }
 
-fn import(store: ImageStore, args: &ImportArguments) -> u8 {
+fn import(store: ImageStore, platform: Platform, args: &ImportArguments) -> u8 {
     let name = match args
         .name
         .as_deref()
@@ -115,7 +121,11 @@ fn import(store: ImageStore, args: &ImportArguments) -> u8 {
             return REFUSED;
         }
     };
-    let puller = Puller::new(store, RegistryOptions::default());
+    let puller = Puller {
+        store,
+        registry: RegistryOptions::default(),
+        platform,
+    };
     let progress = StderrProgress::new();
     let imported = Importer::open(&puller, &args.file, &progress)
         .and_then(|importer| importer.import(name.as_ref()));

@@ -88,7 +88,7 @@ pub fn main() -> ExitCode {
         Command::Reset(args) => reset::run(&args),
         Command::Prune(args) => prune::run(&args),
         Command::Firmware(args) => firmware::run(&args),
-        Command::Image(command) => image::run(&command),
+        Command::Image(args) => image::run(&args),
         Command::Schema => print(SCHEMA),
         Command::Completions { shell } => complete::script(shell),
         Command::Man(args) => man::run(&args),

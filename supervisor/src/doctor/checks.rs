@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 
 use iii_firmware::{Finding, FirmwareOptions, FirmwareStatus};
 use iii_vmm::choice::{self, ACCELERATION_VARIABLE, AccelerationWish, Known};
+use iii_vmm::guest::GuestArch;
 use iii_vmm::helpers::{self, HelperPlaces};
-use iii_vmm::host::{Acceleration, HostFacts};
+use iii_vmm::host::{Acceleration, Arch, HostFacts};
 use iii_vmm::krun;
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::vmm::Vmm as _;
 
 use super::{Check, confinement, limits};
+use crate::guests;
 use crate::host_vmms::{self, Host};
+use crate::workers_file::platform_word;
 
 /// Binaries that a worker's processes are started from, whatever runs its VM.
 const HELPERS: [&str; 2] = ["iii-shim", "iii-vfs"];
@@ -26,7 +29,8 @@ pub(super) fn all() -> Vec<Check> {
     let facts = host
         .as_ref()
         .map_or_else(HostFacts::collect, |host| host.facts);
-    let mut checks = vec![platform(), processor(&facts)];
+    let (os, arch) = (std::env::consts::OS, std::env::consts::ARCH);
+    let mut checks = vec![platform(os, arch), processor(&facts)];
     let mut acceleration = Acceleration::Tcg;
     match AccelerationWish::from_env() {
         Ok(wish) => {
@@ -44,6 +48,12 @@ pub(super) fn all() -> Vec<Check> {
     checks.extend([qemu(acceleration), libkrun(acceleration)]);
     match &options {
         Ok(options) => {
+            checks.extend(
+                GuestArch::ALL
+                    .map(|arch| foreign_guests(options, arch))
+                    .into_iter()
+                    .flatten(),
+            );
             let status = FirmwareStatus::of(options);
             checks.push(firmware(&status));
             checks.push(guest_init(&status));
@@ -68,24 +78,38 @@ pub(super) fn all() -> Vec<Check> {
     checks
 }
 
-fn platform() -> Check {
-    let host = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-    // What is implemented, which is less than what firmware is pinned for.
-    if (std::env::consts::OS, std::env::consts::ARCH) == ("linux", "x86_64") {
-        Check::ok("platform", "platform", host)
-    } else {
-        Check::failure(
-            "platform",
-            "platform",
+/// What is implemented, which is less than what firmware is pinned for.
+fn platform(os: &str, arch: &str) -> Check {
+    let (id, title) = ("platform", "platform");
+    let host = format!("{os} {arch}");
+    match (os, arch) {
+        ("linux", "x86_64") => Check::ok(id, title, host),
+        ("linux", "aarch64") => Check::warning(
+            id,
+            title,
+            format!("{host}: workers have not been run on such a host by this project"),
+            "nothing has to be done: their guests have been, in software on x86_64. Please tell us \
+             how it goes",
+        ),
+        _ => Check::failure(
+            id,
+            title,
             format!("{host} is not supported by this version"),
-            Some(String::from("use Linux on x86_64")),
-        )
+            Some(String::from("use Linux on x86_64 or aarch64")),
+        ),
     }
 }
 
 fn processor(facts: &HostFacts) -> Check {
     let (id, title) = ("cpu", "cpu");
-    if facts.cpu_virtualisation {
+    if facts.arch == Arch::Aarch64 {
+        // Its flags do not tell.
+        Check::ok(
+            id,
+            title,
+            "64-bit ARM; whether it has virtualisation shows in kvm",
+        )
+    } else if facts.cpu_virtualisation {
         Check::ok(id, title, "has hardware virtualisation (vmx or svm)")
     } else {
         Check::warning(
@@ -154,6 +178,7 @@ fn qemu(acceleration: Acceleration) -> Check {
         program: None,
         cache_directory: None,
         acceleration,
+        guest: None,
     });
     match qemu.check() {
         Ok(info) => Check::ok(
@@ -194,6 +219,24 @@ fn firmware(status: &FirmwareStatus) -> Check {
             "the first run downloads it; to do so now: iii-super firmware fetch",
         ),
     }
+}
+
+/// Workers of another platform than this host's. Few need them, so that nothing about them is a
+/// fault.
+fn foreign_guests(options: &FirmwareOptions, arch: GuestArch) -> Option<Check> {
+    if Some(arch) == GuestArch::of_host() {
+        return None;
+    }
+    let word = platform_word(arch);
+    let found = match guests::installed(options, &HelperPlaces::default(), arch) {
+        Ok((vmm, _)) => format!(
+            "workers with `platform: {word}` are run in software, by QEMU {} at {}",
+            vmm.info.version,
+            vmm.info.path.display()
+        ),
+        Err(error) => format!("only workers with `platform: {word}` would need it: {error}"),
+    };
+    Some(Check::ok("guests", word, found))
 }
 
 fn guest_init(status: &FirmwareStatus) -> Check {
@@ -257,6 +300,11 @@ mod tests {
 
     #[test]
     fn facts_are_judged() {
+        assert_eq!(platform("linux", "x86_64").verdict, Ok);
+        assert_eq!(platform("linux", "aarch64").verdict, Warning);
+        assert_eq!(platform("linux", "riscv64").verdict, Failure);
+        assert_eq!(platform("macos", "aarch64").verdict, Failure);
+
         assert_eq!(usr_merge(|_| true).verdict, Ok);
         let split = usr_merge(|name| name != "bin");
         assert_eq!(split.verdict, Failure);

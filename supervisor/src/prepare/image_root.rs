@@ -25,7 +25,9 @@ impl Preparation<'_> {
         wanted: &ImageSpec,
         faults: &mut Vec<PrepareFault>,
     ) -> Result<Base, PrepareFault> {
-        let puller = self.images.puller().map_err(Box::new)?;
+        let foreign = self.guests.foreign(wanted.platform).map_err(Box::new)?;
+        let guest = foreign.as_ref().map(|guests| guests.arch);
+        let puller = self.images.puller(guest).map_err(Box::new)?;
         let image = puller
             .get(&wanted.reference, wanted.pull, &self.images.progress())
             .map_err(Box::new)?;
@@ -46,7 +48,7 @@ impl Preparation<'_> {
             faults.push(fault);
         }
         Ok(Base {
-            initramfs: self.bare_medium()?,
+            initramfs: self.bare_medium(foreign.as_deref())?,
             lowers: vec![Lower::Disk {
                 serial: SERIAL.into(),
             }],
@@ -65,6 +67,7 @@ impl Preparation<'_> {
                 serial: SERIAL.into(),
                 image: DiskImage::ReadOnly(image.into_root()),
             }],
+            foreign,
         })
     }
 }

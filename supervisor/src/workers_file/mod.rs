@@ -60,6 +60,8 @@ pub use fault::{Fault, WorkersFileError};
 pub use node::Position;
 pub(crate) use reader::did_you_mean;
 pub(crate) use size::format as format_size;
+#[cfg(feature = "cli")]
+pub(crate) use worker::{PLATFORMS, platform_word};
 
 use node::{Node, Value};
 use reader::{Reader, Setting};

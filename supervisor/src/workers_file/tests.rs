@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use iii_actors::spec::{
-    LogSpec, MountSpec, NetworkMode, PublishSpec, PullPolicy, RootSpec, UserSpec,
+    GuestArch, LogSpec, MountSpec, NetworkMode, PublishSpec, PullPolicy, RootSpec, UserSpec,
 };
 use iii_proto::guest::Probe;
 use iii_proto::restart::{RestartLimit, RestartMode};
@@ -320,6 +320,9 @@ fn images() {
     assert_eq!(given.pull, PullPolicy::Never);
     assert_eq!(given.entrypoint.unwrap(), ["sh", "-c"]);
     assert_eq!(command, ["exit 0"]);
+    assert_eq!(given.platform, None);
+    let (arm, _) = image("image: x, platform: linux/arm64");
+    assert_eq!(arm.platform, Some(GuestArch::Aarch64));
     let (none, _) = image("image: x, entrypoint: []");
     assert_eq!(none.entrypoint, Some(Vec::new()));
 }
@@ -352,6 +355,14 @@ fn single_faults() {
             "cannot both be",
         ),
         ("command: x\n    pull: always", "`pull` is for images"),
+        (
+            "command: x\n    platform: linux/arm64",
+            "`platform` is for images",
+        ),
+        (
+            "image: x\n    platform: arm64",
+            "is not one of linux/amd64, linux/arm64",
+        ),
         (
             "command: x\n    entrypoint: []",
             "`entrypoint` is for images",

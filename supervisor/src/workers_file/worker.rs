@@ -1,7 +1,8 @@
 //! One entry of `workers:`.
 
 use iii_actors::spec::{
-    ImageSpec, PullPolicy, Reference as ImageReference, Resources, RootSpec, UserSpec, WorkerSpec,
+    GuestArch, ImageSpec, PullPolicy, Reference as ImageReference, Resources, RootSpec, UserSpec,
+    WorkerSpec,
 };
 use iii_proto::ids::WorkerName;
 
@@ -24,6 +25,7 @@ pub(crate) const KEYS: &[&str] = &[
     "root",
     "image",
     "pull",
+    "platform",
     "entrypoint",
     "path",
     "command",
@@ -50,6 +52,19 @@ pub(crate) const ROOT_KEYS: &[&str] = &["persist"];
 
 /// Keys of `resources:`.
 pub(crate) const RESOURCES_KEYS: &[&str] = &["cpus", "memory", "pids", "open_files", "disk"];
+
+/// Platforms of images, in the words that images use.
+pub(crate) const PLATFORMS: &[(&str, GuestArch)] = &[
+    ("linux/amd64", GuestArch::X86_64),
+    ("linux/arm64", GuestArch::Aarch64),
+];
+
+#[cfg(feature = "cli")]
+/// The word for guests of an architecture.
+pub(crate) fn platform_word(guest: GuestArch) -> &'static str {
+    let found = PLATFORMS.iter().find(|(_, arch)| *arch == guest);
+    found.map_or(guest.name(), |(word, _)| word)
+}
 
 const MIB: u64 = 1 << 20;
 
@@ -161,7 +176,7 @@ fn root(reader: &mut Reader<'_>, fields: &Fields<'_>) -> (Option<RootSpec>, Opti
 /// The image, or else the host's toolchain.
 fn image(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<RootSpec> {
     let Some(s) = fields.get("image") else {
-        for key in ["pull", "entrypoint"] {
+        for key in ["pull", "platform", "entrypoint"] {
             if let Some(s) = fields.get(key) {
                 reader.fault_with_remedy(
                     &s,
@@ -189,6 +204,9 @@ fn image(reader: &mut Reader<'_>, fields: &Fields<'_>) -> Option<RootSpec> {
             ("never", PullPolicy::Never),
         ];
         image.pull = reader.word(&s, &words).unwrap_or_default();
+    }
+    if let Some(s) = fields.get("platform") {
+        image.platform = reader.word(&s, PLATFORMS);
     }
     if let Some(s) = fields.get("entrypoint") {
         image.entrypoint = entrypoint(reader, &s);

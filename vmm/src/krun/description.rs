@@ -21,6 +21,7 @@ pub(super) fn of(launch: VmLaunch, spec: &mut ChildSpec) -> Result<KrunLaunch, V
     let shape = Shape {
         worker: &launch.worker,
         slots: SLOTS,
+        names_devices: true,
         own_devices: OWN_DEVICES,
         cpus: launch.cpus,
         memory_mib: launch.memory_mib,

@@ -1,8 +1,9 @@
 //! QEMU's command line.
 //!
-//! Facts behind it, from QEMU 7.2 with the Linux 6.12 of libkrunfw:
-//! * with `acpi=on` this kernel finds no virtio-mmio device; with `acpi=off` the machine has eight
-//!   transports for them, and QEMU appends a `virtio_mmio.device=` word for each to the kernel's
+//! Facts behind it, from QEMU 7.2 with the Linux 6.12 of libkrunfw (what machines differ in is in
+//! the module `board`):
+//! * on `microvm`, with `acpi=on` this kernel finds no virtio-mmio device; with `acpi=off` the machine
+//!   has eight transports for them, and QEMU appends a `virtio_mmio.device=` word for each to the kernel's
 //!   command line, which is why nothing of ours may end it with ` -- `;
 //! * `-sandbox on` denies itself nothing that these devices need;
 //! * a chardev `file` takes a descriptor set only if that was opened write-only, so that a console
@@ -29,6 +30,8 @@ use std::path::PathBuf;
 use iii_proto::PORTS_VARIABLE;
 use iii_proto::ids::WorkerName;
 
+use super::board::Board;
+use crate::guest::GuestArch;
 use crate::machine::{self, ROOT_AND_MODULES, SKIPPED_INITCALLS, Shape};
 use crate::vmm::VmmError;
 
@@ -37,14 +40,12 @@ use crate::vmm::VmmError;
 const UNUSED_OF_NETWORK: &str = ",status=off,ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,\
     ctrl_vlan=off,ctrl_mac_addr=off,ctrl_guest_offloads=off,guest_announce=off";
 
-/// virtio-mmio transports of the machine.
-const SLOTS: usize = 8;
 /// What runs the guest's code.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Accelerator {
     Kvm,
     Tcg {
-        /// The host counter's frequency, which the guest reads too.
+        /// The host counter's frequency, which an x86-64 guest reads too.
         tsc_khz: Option<u64>,
     },
 }
@@ -87,6 +88,7 @@ pub(super) struct Disk {
 #[derive(Debug)]
 pub(super) struct Machine {
     pub(super) worker: WorkerName,
+    pub(super) guest: GuestArch,
     pub(super) accelerator: Accelerator,
     pub(super) cpus: u32,
     pub(super) memory_mib: u32,
@@ -131,15 +133,8 @@ impl Machine {
             "-sandbox",
             "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
         );
-        let (accelerator, cpu) = match self.accelerator {
-            Accelerator::Kvm => ("kvm", "host"),
-            // Nested virtualisation would only be translated once more.
-            Accelerator::Tcg { .. } => ("tcg", "max,-svm"),
-        };
-        all.option(
-            "-machine",
-            format!("microvm,accel={accelerator},acpi=off,memory-backend=memory"),
-        );
+        let (machine, cpu) = self.board().machine_and_cpu(self.accelerator);
+        all.option("-machine", format!("{machine},memory-backend=memory"));
         all.option("-cpu", cpu);
         all.option("-smp", self.cpus.to_string());
         all.option("-m", format!("{}M", self.memory_mib));
@@ -230,18 +225,20 @@ impl Machine {
         }
         // The last, so that it takes a transport only where one is left: it gives the host back what
         // the guest has freed, and a guest works without.
-        if self.shape().devices() < SLOTS {
+        if self.shape().devices() < self.board().slots {
             all.option("-device", "virtio-balloon-device,free-page-reporting=on");
         }
         Ok(all.0)
     }
 
     fn command_line(&self) -> Result<String, VmmError> {
-        let mut line =
-            format!("console=hvc0 panic=-1 reboot=t quiet {ROOT_AND_MODULES} {SKIPPED_INITCALLS}");
-        match self.accelerator {
-            Accelerator::Kvm => {}
-            Accelerator::Tcg { tsc_khz } => {
+        let mut words = vec!["console=hvc0", "panic=-1"];
+        words.extend(self.board().kernel_words);
+        words.extend(["quiet", ROOT_AND_MODULES, SKIPPED_INITCALLS]);
+        let mut line = words.join(" ");
+        match (self.guest, self.accelerator) {
+            (GuestArch::Aarch64, _) | (GuestArch::X86_64, Accelerator::Kvm) => {}
+            (GuestArch::X86_64, Accelerator::Tcg { tsc_khz }) => {
                 line.push_str(" noreplace-smp");
                 if self.cpus == 1 {
                     line.push_str(" nolapic_timer");
@@ -264,10 +261,15 @@ impl Machine {
         self.shape().finish_command_line(line)
     }
 
+    fn board(&self) -> &'static Board {
+        Board::of(self.guest)
+    }
+
     fn shape(&self) -> Shape<'_> {
         Shape {
             worker: &self.worker,
-            slots: SLOTS,
+            slots: self.board().slots,
+            names_devices: self.board().names_devices,
             // The ports, which the console is one of.
             own_devices: 1,
             cpus: self.cpus,
@@ -290,6 +292,7 @@ mod tests {
     fn machine() -> Machine {
         Machine {
             worker: WorkerName::new("api").unwrap(),
+            guest: GuestArch::X86_64,
             accelerator: Accelerator::Tcg {
                 tsc_khz: Some(2_400_000),
             },
@@ -400,6 +403,70 @@ mod tests {
 -device virtio-blk-device,drive=disk1,serial=root,write-cache=on,werror=report,rerror=report
 -device virtio-balloon-device,free-page-reporting=on";
         assert_eq!(lines(&machine).join("\n"), expected);
+    }
+
+    #[test]
+    fn golden_command_line_of_an_aarch64_guest() {
+        let machine = Machine {
+            guest: GuestArch::Aarch64,
+            ports: vec![Port {
+                name: "iii.control".into(),
+                fd: 5,
+            }],
+            ..machine()
+        };
+        let expected = "\
+-name api
+-nodefaults
+-no-user-config
+-no-reboot
+-display none
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-machine virt,accel=tcg,acpi=off,gic-version=3,memory-backend=memory
+-cpu neoverse-n1
+-smp 1
+-m 256M
+-object memory-backend-memfd,id=memory,size=256M,share=on
+-kernel /k/vmlinux
+-initrd /proc/self/fd/4
+-append console=hvc0 panic=-1 cryptomgr.notests=1 quiet rootfstype=ramfs lsm=capability initcall_blacklist=jent_mod_init,cacheinfo_sysfs_init,cpuid_init,loop_init,dummy_init_module,init_btrfs_fs,init_xfs_fs,init_encrypted,cmos_init,param_sysfs_builtin_init III_PORTS=iii.control:vport0p1
+-device virtio-serial-device
+-add-fd fd=3,set=1
+-chardev file,id=console,path=/dev/fdset/1,append=on
+-device virtconsole,chardev=console
+-chardev socket,id=port0,fd=5
+-device virtserialport,chardev=port0,nr=1,name=iii.control
+-device virtio-balloon-device,free-page-reporting=on";
+        assert_eq!(lines(&machine).join("\n"), expected);
+
+        let under_kvm = lines(&Machine {
+            accelerator: Accelerator::Kvm,
+            ..machine
+        });
+        for line in [
+            "-machine virt,accel=kvm,acpi=off,gic-version=host,memory-backend=memory",
+            "-cpu host",
+        ] {
+            assert!(under_kvm.iter().any(|l| l == line), "{line}: {under_kvm:?}");
+        }
+    }
+
+    #[test]
+    fn an_aarch64_guest_has_room_for_more_devices_and_none_of_them_on_its_command_line() {
+        let mut machine = Machine {
+            guest: GuestArch::Aarch64,
+            exports: (0..31).map(|n| export(&format!("e{n}"))).collect(),
+            ..machine()
+        };
+        let room = MAX_COMMAND_LINE - machine.command_line().unwrap().len() - 2;
+        machine.kernel_words = vec!["x".repeat(room)];
+        machine.arguments().unwrap();
+        machine.kernel_words = vec!["x".repeat(room + 1)];
+        machine.arguments().unwrap_err();
+        machine.kernel_words.clear();
+        machine.exports.push(export("last"));
+        let error = machine.arguments().unwrap_err();
+        assert!(matches!(error, VmmError::TooManyDevices { slots: 32, .. }));
     }
 
     #[test]

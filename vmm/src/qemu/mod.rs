@@ -1,10 +1,11 @@
-//! QEMU's `microvm` machine on x86-64, under TCG or KVM.
+//! QEMU, under TCG or KVM: its machine `microvm` for x86-64 guests, `virt` for aarch64 ones.
 //!
 //! The VM has no socket file, no monitor and no device that was not asked for; all its ends are
 //! inherited descriptors. The flags and kernel words are chosen for a short boot; what was measured
 //! stands in the module `arguments`.
 
 mod arguments;
+mod board;
 mod version;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use iii_proto::ids::WorkerName;
 
 use crate::confinement;
+use crate::guest::GuestArch;
 use crate::host::Acceleration;
 use crate::machine;
 use crate::process::{ChildSpec, Namespace};
@@ -20,6 +22,7 @@ use crate::tsc;
 use crate::vmm::{ExportSource, VmExport, VmLaunch, Vmm, VmmError, VmmInfo};
 
 use arguments::{Accelerator, Console, Disk, Export, Machine, Network, Port};
+use board::Board;
 use version::Program;
 
 /// The device by which KVM is used.
@@ -40,13 +43,18 @@ pub struct QemuOptions {
     /// A directory in which the program's version is remembered between runs; asking for it costs
     /// some 20 ms.
     pub cache_directory: Option<PathBuf>,
-    /// How guest code is run; see [`crate::host::virtualisation`].
+    /// How guest code is run; see [`crate::host::virtualisation`]. Guests of another architecture
+    /// than the host's are run in software, whatever this says.
     pub acceleration: Acceleration,
+    /// For guests of this architecture; of the host's if absent.
+    pub guest: Option<GuestArch>,
 }
 
 /// QEMU.
 #[derive(Debug)]
 pub struct Qemu {
+    /// `None` on a host on which no guest is at home.
+    guest: Option<GuestArch>,
     program: Program,
     acceleration: Acceleration,
 }
@@ -54,10 +62,25 @@ pub struct Qemu {
 impl Qemu {
     /// QEMU, not looked at yet.
     pub fn new(options: QemuOptions) -> Self {
+        let host = GuestArch::of_host();
+        let guest = options.guest.or(host);
+        let board = guest.map_or_else(Board::any, Board::of);
         Self {
-            program: Program::new(options.program, options.cache_directory),
-            acceleration: options.acceleration,
+            guest,
+            program: Program::new(board, options.program, options.cache_directory),
+            acceleration: match guest == host {
+                true => options.acceleration,
+                false => Acceleration::Tcg,
+            },
         }
+    }
+
+    fn guest(&self) -> Result<GuestArch, VmmError> {
+        self.guest.ok_or(VmmError::Architecture {
+            vmm: NAME,
+            arch: std::env::consts::ARCH,
+            supported: "x86_64 and aarch64",
+        })
     }
 }
 
@@ -67,13 +90,7 @@ impl Vmm for Qemu {
     }
 
     fn check(&self) -> Result<VmmInfo, VmmError> {
-        if std::env::consts::ARCH != "x86_64" {
-            return Err(VmmError::Architecture {
-                vmm: NAME,
-                arch: std::env::consts::ARCH,
-                supported: "x86_64",
-            });
-        }
+        self.guest()?;
         let (path, version) = self.program.check()?;
         Ok(VmmInfo {
             name: NAME,
@@ -96,12 +113,13 @@ impl Vmm for Qemu {
                 tsc_khz: tsc::frequency_khz(),
             },
         };
-        command(self.program.find()?, accelerator, launch)
+        command(self.program.find()?, self.guest()?, accelerator, launch)
     }
 }
 
 fn command(
     program: PathBuf,
+    guest: GuestArch,
     accelerator: Accelerator,
     launch: VmLaunch,
 ) -> Result<ChildSpec, VmmError> {
@@ -127,6 +145,7 @@ fn command(
         Console::File(spec.inherit(launch.console))
     };
     let machine = Machine {
+        guest,
         accelerator,
         cpus: launch.cpus,
         memory_mib: launch.memory_mib,
@@ -199,6 +218,7 @@ mod tests {
             program: None,
             cache_directory: None,
             acceleration: Acceleration::Kvm,
+            guest: None,
         });
         let text =
             "KVM internal error. Suberror: 1\nextra data[0]: 0x1\nemulation failure\nRAX=0\n";

@@ -9,16 +9,11 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::board::Board;
 use crate::vmm::{Version, VmmError};
 
-/// Name of the program.
-const PROGRAM: &str = "qemu-system-x86_64";
 /// `-netdev dgram` came with it.
 const NEEDED: Version = Version(7, 2, 0);
-/// What to do about a missing or old one.
-const REMEDY: &str = "on Debian: apt-get install --no-install-recommends qemu-system-x86";
-/// File in the cache directory.
-const CACHE_FILE: &str = "qemu-version.json";
 
 /// A version and the file that it was asked of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,16 +46,22 @@ impl Known {
 /// The program.
 #[derive(Debug)]
 pub(super) struct Program {
+    board: &'static Board,
     explicit: Option<PathBuf>,
     cache: Option<PathBuf>,
     known: Mutex<Option<Known>>,
 }
 
 impl Program {
-    pub(super) fn new(explicit: Option<PathBuf>, cache_directory: Option<PathBuf>) -> Self {
+    pub(super) fn new(
+        board: &'static Board,
+        explicit: Option<PathBuf>,
+        cache_directory: Option<PathBuf>,
+    ) -> Self {
         Self {
+            board,
             explicit,
-            cache: cache_directory.map(|directory| directory.join(CACHE_FILE)),
+            cache: cache_directory.map(|directory| directory.join(board.cache_file)),
             known: Mutex::new(None),
         }
     }
@@ -70,7 +71,7 @@ impl Program {
         let missing = |program: String, looked_in: String| VmmError::Missing {
             program,
             looked_in,
-            remedy: REMEDY,
+            remedy: self.board.remedy,
         };
         if let Some(path) = &self.explicit {
             return match std::path::absolute(path) {
@@ -84,11 +85,11 @@ impl Program {
         let search = std::env::var_os("PATH").unwrap_or_default();
         std::env::split_paths(&search)
             .filter(|directory| directory.is_absolute())
-            .map(|directory| directory.join(PROGRAM))
+            .map(|directory| directory.join(self.board.program))
             .find(|path| is_program(path))
             .ok_or_else(|| {
                 missing(
-                    PROGRAM.into(),
+                    self.board.program.into(),
                     format!("it is in no directory of PATH ({})", search.display()),
                 )
             })
@@ -100,7 +101,7 @@ impl Program {
         let unknown = |reason: String| VmmError::Unknown {
             program: path.clone(),
             reason,
-            remedy: REMEDY,
+            remedy: self.board.remedy,
         };
         let metadata = fs::metadata(&path).map_err(|error| unknown(error.to_string()))?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -130,7 +131,7 @@ impl Program {
                 program: path,
                 found: version,
                 needed: NEEDED,
-                remedy: REMEDY,
+                remedy: self.board.remedy,
             });
         }
         Ok((path, version))
@@ -188,6 +189,7 @@ fn write_cache(cache: &Path, known: &Known) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::guest::GuestArch;
 
     #[test]
     fn versions_are_read_from_the_answer() {
@@ -206,6 +208,10 @@ mod tests {
         for (text, version) in cases {
             assert_eq!(parse(text), version, "{text}");
         }
+    }
+
+    fn board() -> &'static Board {
+        Board::of(GuestArch::Aarch64)
     }
 
     fn script(directory: &Path, body: &str) -> PathBuf {
@@ -230,7 +236,7 @@ mod tests {
         let path = script(directory.path(), &body("8.0.1"));
         let cache = directory.path().join("cache/deep");
         let times = || fs::read_to_string(&asked).unwrap().lines().count();
-        let open = || Program::new(Some(path.clone()), Some(cache.clone()));
+        let open = || Program::new(board(), Some(path.clone()), Some(cache.clone()));
 
         let program = open();
         assert_eq!(program.check().unwrap(), (path.clone(), Version(8, 0, 1)));
@@ -244,7 +250,7 @@ mod tests {
         assert!(error.to_string().contains("apt-get install"), "{error}");
         assert_eq!(times(), 2);
 
-        fs::write(cache.join(CACHE_FILE), "{").unwrap();
+        fs::write(cache.join(board().cache_file), "{").unwrap();
         open().check().unwrap_err();
         assert_eq!(times(), 3);
     }
@@ -252,13 +258,13 @@ mod tests {
     #[test]
     fn a_program_that_is_missing_or_says_nothing_is_an_error_with_the_remedy() {
         let directory = tempfile::tempdir().unwrap();
-        let missing = Program::new(Some(directory.path().join("none")), None);
+        let missing = Program::new(board(), Some(directory.path().join("none")), None);
         let error = missing.check().unwrap_err();
         assert!(matches!(error, VmmError::Missing { .. }), "{error}");
         assert!(error.to_string().contains("apt-get install"), "{error}");
 
         let path = script(directory.path(), "echo broken >&2; exit 3");
-        let error = Program::new(Some(path), None).check().unwrap_err();
+        let error = Program::new(board(), Some(path), None).check().unwrap_err();
         assert!(matches!(error, VmmError::Unknown { .. }), "{error}");
         assert!(error.to_string().contains("broken"), "{error}");
     }

@@ -62,6 +62,7 @@ impl Bare {
             program: None,
             cache_directory,
             acceleration: Acceleration::Tcg,
+            guest: None,
         });
         qemu.check().map_err(|e| e.to_string())?;
         Ok(Self {

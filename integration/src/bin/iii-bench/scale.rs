@@ -127,6 +127,7 @@ fn plan(name: &str, network: Network, port: u16) -> WorkerPlan {
         spec.network.mode = iii_actors::spec::NetworkMode::None;
     }
     WorkerPlan {
+        vmm: None,
         spec,
         kernel: "/dev/null".into(),
         initramfs: Arc::default(),

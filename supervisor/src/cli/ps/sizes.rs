@@ -223,7 +223,7 @@ fn images(
     };
     let named: Vec<_> = (workers.into_iter())
         .filter_map(|worker| match worker.root {
-            RootSpec::Image(image) => Some((worker.name, image.reference)),
+            RootSpec::Image(image) => Some((worker.name, image)),
             _ => None,
         })
         .collect();
@@ -231,10 +231,11 @@ fn images(
     if named.is_empty() || !home.images_dir().exists() {
         return Ok(Vec::new());
     }
-    let store = ImageStore::open(home.images_dir())?;
     let mut found = Vec::new();
-    for (worker, reference) in named {
-        let Some(record) = store.record(&reference)? else {
+    for (worker, image) in named {
+        let platform = crate::images::platform(image.platform);
+        let store = ImageStore::of_platform(&home.images_dir(), &platform)?;
+        let Some(record) = store.record(&image.reference)? else {
             continue;
         };
         if let Some(size) = size_of(&store.root_file(&record))? {
