@@ -20,9 +20,9 @@ use iii_integration::agent::mount;
 use iii_integration::http::HttpConnection;
 use iii_integration::images::{Layer, done, layout};
 use iii_integration::program::program;
-use iii_integration::{Bench, binaries, is, worker_name};
+use iii_integration::{Bench, PATIENCE, binaries, is, quick, worker_name};
 use iii_proto::restart::{Exit, RestartMode, RestartPolicy};
-use iii_supervisor::{EventKind, ExecOutput, ExecRequest, Fault, Outcome, Supervisor};
+use iii_supervisor::{Event, EventKind, ExecOutput, ExecRequest, Fault, Outcome, Supervisor};
 use tokio::io::AsyncWriteExt as _;
 
 const TARGET: &str = "aarch64-unknown-linux-musl";
@@ -310,6 +310,40 @@ async fn exec(bench: &Bench, command: &[&str], input: &[u8]) -> Vec<u8> {
         "{command:?}"
     );
     bytes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aarch64_guests_workload_and_kernel_are_repaired_each_at_its_level() {
+    if !can_run() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    import(directory.path());
+    let mut spec = worker("a", &["look"]);
+    spec.resources.memory = 128 << 20;
+    // To panic, the guest fills its memory first; meanwhile it answers nothing.
+    spec.heartbeat_timeout = PATIENCE;
+    spec.restart = quick();
+    let builder = Supervisor::builder().images_dir(directory.path().join("images"));
+    let mut bench = Bench::build(builder).await;
+    bench.add(vec![spec]).await;
+    let (boot, pid, next) = bench.ready(0, "a").await;
+
+    bench.hurt("a", Fault::KillWorkload).await;
+    let (same, other, next) = bench.ready(next, "a").await;
+    assert_eq!(boot, same, "{}", bench.story());
+    assert_ne!(pid, other);
+
+    bench.hurt("a", Fault::GuestPanic).await;
+    let crash = |event: &Event| match &event.kind {
+        EventKind::VmCrashed { cause, .. } => Some(cause.clone()),
+        _ => None,
+    };
+    let (cause, next) = bench.event(next, "the kernel's panic", crash).await;
+    assert!(cause.contains("Kernel panic"), "{cause}");
+    let (new, _, _) = bench.ready(next, "a").await;
+    assert_ne!(boot, new);
+    bench.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
