@@ -11,7 +11,7 @@ TEST_PACKAGES := busybox-static cpio dnsmasq-base docker-registry erofs-utils gi
 OTHER_ARCH := $(if $(filter aarch64,$(shell uname -m)),x86_64,aarch64)
 BENCH_PACKAGES := entr runit s6 supervisor
 
-.PHONY: help run build release guests dist test bench chaos fuzz fmt clippy docs deny tools-run tools-test clean
+.PHONY: help run build release guests single dist test bench chaos fuzz fmt clippy docs deny tools-run tools-test clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,10 @@ release: tools-run ## build everything, optimised
 guests: ## build vm-init for workers of the other platform (linux/arm64, linux/amd64)
 	./scripts/guest-init $(OTHER_ARCH)
 
-dist: release ## build a release archive and its checksum in target/dist
+single: release ## build one self-contained file and its checksum in target/dist
+	./scripts/single
+
+dist: single ## build a release archive, the self-contained file and their checksums
 	./scripts/dist
 
 test: tools-test ## install what is missing, run every test

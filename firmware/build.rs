@@ -1,5 +1,4 @@
-//! Builds vm-init for the guest, so that this crate can embed it, and checks the libkrunfw that is
-//! to be embedded.
+//! Builds vm-init for the guest, so that this crate can embed it.
 //!
 //! vm-init is another package of this workspace and is built by a cargo of its own:
 //! * with an explicit `--target`, since `+crt-static` given without one would also reach build
@@ -17,18 +16,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "src/known.rs"]
-mod known;
-
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 fn main() -> Result<()> {
-    for name in ["III_EMBED_INIT", "III_EMBED_LIBKRUNFW"] {
-        println!("cargo::rerun-if-env-changed={name}");
-    }
+    println!("cargo::rerun-if-env-changed=III_EMBED_INIT");
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src/known.rs");
 
     let init = match env::var_os("III_EMBED_INIT").filter(|value| !value.is_empty()) {
         Some(path) => {
@@ -40,10 +32,6 @@ fn main() -> Result<()> {
         None => build_init()?,
     };
     println!("cargo::rustc-env=III_FIRMWARE_INIT={}", init.display());
-
-    if env::var_os("CARGO_FEATURE_EMBED_LIBKRUNFW").is_some() {
-        check_library()?;
-    }
     Ok(())
 }
 
@@ -185,36 +173,4 @@ fn is_of_the_outer_build(name: &str) -> bool {
     flags_of_a_target
         || NAMES.contains(&name)
         || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-}
-
-fn check_library() -> Result<()> {
-    use sha2::Digest as _;
-
-    let path = env::var_os("III_EMBED_LIBKRUNFW").filter(|value| !value.is_empty()).ok_or(
-        "the feature `embed-libkrunfw` is on, but III_EMBED_LIBKRUNFW does not name the file to embed",
-    )?;
-    let path = fs::canonicalize(&path)
-        .map_err(|error| format!("failed to open III_EMBED_LIBKRUNFW ({path:?}): {error}"))?;
-    let bytes =
-        fs::read(&path).map_err(|error| format!("failed to read {}: {error}", path.display()))?;
-    let digest: String = sha2::Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    let (os, arch) = (
-        env::var("CARGO_CFG_TARGET_OS")?,
-        env::var("CARGO_CFG_TARGET_ARCH")?,
-    );
-    let known = known::by_digest(&digest).filter(|known| known.os == os && known.arch == arch);
-    if known.is_none() {
-        return Err(format!(
-            "failed to embed {}: its SHA-256 {digest} is not that of a trusted libkrunfw for {os} {arch}",
-            path.display()
-        )
-        .into());
-    }
-    println!("cargo::rerun-if-changed={}", path.display());
-    println!("cargo::rustc-env=III_FIRMWARE_LIBRARY={}", path.display());
-    println!("cargo::rustc-env=III_FIRMWARE_LIBRARY_SHA256={digest}");
-    Ok(())
 }

@@ -1,12 +1,14 @@
 #!/bin/sh
-# Installs iii-super from a release archive, once its checksum is right.
+# Installs iii-super from a release archive, or from the self-contained file, once its checksum is
+# right.
 #
-#   sh install.sh [--prefix DIR] ARCHIVE
-#   sh install.sh [--prefix DIR] --version VERSION --from URL
+#   sh install.sh [--prefix DIR] FILE
+#   sh install.sh [--prefix DIR] [--single] --version VERSION --from URL
 #
-# ARCHIVE is a file beside which ARCHIVE.sha256 lies; URL is a directory that holds both. The prefix
-# is /usr/local for root, and ~/.local for everybody else. Nothing is put in place before everything
-# has been checked; programs are replaced by renaming, so that running ones go on.
+# FILE is one beside which FILE.sha256 lies; URL is a directory that holds both, and with --single the
+# self-contained file is taken from there. The prefix is /usr/local for root, and ~/.local for
+# everybody else. Nothing is put in place before everything has been checked; programs are replaced by
+# renaming, so that running ones go on.
 set -eu
 
 fail() {
@@ -16,19 +18,20 @@ fail() {
 
 usage() {
     cat >&2 <<'END'
-usage: sh install.sh [--prefix DIR] ARCHIVE
-       sh install.sh [--prefix DIR] --version VERSION --from URL
+usage: sh install.sh [--prefix DIR] FILE
+       sh install.sh [--prefix DIR] [--single] --version VERSION --from URL
 END
     exit 2
 }
 
 if [ "$(id -u)" = 0 ]; then prefix=/usr/local; else prefix=${HOME:?}/.local; fi
-archive= from= version=
+archive= from= version= kind=.tar.gz
 while [ $# -gt 0 ]; do
     case $1 in
         --prefix) [ $# -ge 2 ] || usage; prefix=$2; shift 2 ;;
         --from) [ $# -ge 2 ] || usage; from=$2; shift 2 ;;
         --version) [ $# -ge 2 ] || usage; version=$2; shift 2 ;;
+        --single) kind=; shift ;;
         -*) usage ;;
         *) [ -z "$archive" ] || usage; archive=$1; shift ;;
     esac
@@ -41,8 +44,8 @@ trap 'rm -rf "$work"' EXIT INT TERM
 if [ -n "$from" ]; then
     [ -z "$archive" ] || usage
     [ -n "$version" ] || fail "say which version: --version 0.1.0"
-    name=iii-super-$version-$(uname -m)-linux.tar.gz
-    command -v curl >/dev/null || fail "curl is needed to download; install it, or name an archive"
+    name=iii-super-$version-$(uname -m)-linux$kind
+    command -v curl >/dev/null || fail "curl is needed to download; install it, or name a file"
     for file in "$name" "$name.sha256"; do
         printf 'downloading %s\n' "$file"
         curl -fSL --proto '=https,file' --retry 3 -o "$work/$file" "$from/$file" ||
@@ -51,8 +54,8 @@ if [ -n "$from" ]; then
     archive=$work/$name
 fi
 [ -n "$archive" ] || usage
-[ -f "$archive" ] || fail "there is no archive $archive"
-[ -f "$archive.sha256" ] || fail "$archive.sha256 is missing: without it the archive cannot be checked"
+[ -f "$archive" ] || fail "there is no file $archive"
+[ -f "$archive.sha256" ] || fail "$archive.sha256 is missing: without it the file cannot be checked"
 
 # The name in the checksum file does not matter, its sum does.
 wanted=$(cut -d ' ' -f 1 <"$archive.sha256")
@@ -60,13 +63,32 @@ found=$(sha256sum <"$archive" | cut -d ' ' -f 1)
 [ "$wanted" = "$found" ] ||
     fail "$archive has the SHA-256 $found, and $wanted was announced; nothing was installed"
 
-mkdir "$work/tree"
-tar -xzf "$archive" -C "$work/tree" --no-same-owner || fail "failed to unpack $archive"
-set -- "$work"/tree/iii-super-*
-[ $# = 1 ] && [ -x "$1/bin/iii-super" ] || fail "$archive holds no iii-super"
-tree=$1
+# The helpers first: a program that finds one of another version says so and does not run.
+programs="iii-shim iii-vfs iii-krun iii-super"
+case $archive in
+    *.tar.gz)
+        mkdir "$work/tree"
+        tar -xzf "$archive" -C "$work/tree" --no-same-owner || fail "failed to unpack $archive"
+        set -- "$work"/tree/iii-super-*
+        [ $# = 1 ] && [ -x "$1/bin/iii-super" ] || fail "$archive holds no iii-super"
+        tree=$1
+        ;;
+    *)
+        # All there is; the rest it writes itself.
+        programs=iii-super
+        tree=$work/tree
+        mkdir -p "$tree/bin" "$tree/share/man/man1" "$tree/share/completions"
+        install -m 0755 "$archive" "$tree/bin/iii-super"
+        ;;
+esac
 "$tree/bin/iii-super" --version >/dev/null ||
     fail "the programs in $archive do not run on this machine; nothing was installed"
+if [ "$programs" = iii-super ]; then
+    "$tree/bin/iii-super" man --out "$tree/share/man/man1" >/dev/null
+    for shell in bash zsh fish; do
+        "$tree/bin/iii-super" completions "$shell" >"$tree/share/completions/iii-super.$shell"
+    done
+fi
 
 # One file, in one step.
 put() {
@@ -74,8 +96,7 @@ put() {
     install -m "$1" "$2" "$3.new.$$"
     mv -f "$3.new.$$" "$3"
 }
-# The helpers first: a program that finds one of another version says so and does not run.
-for program in iii-shim iii-vfs iii-krun iii-super; do
+for program in $programs; do
     put 0755 "$tree/bin/$program" "$prefix/bin/$program"
 done
 # What guests of another architecture start with, if the release has it.
@@ -89,6 +110,7 @@ put 0644 "$tree/share/completions/iii-super.bash" "$prefix/share/bash-completion
 put 0644 "$tree/share/completions/iii-super.zsh" "$prefix/share/zsh/site-functions/_iii-super"
 put 0644 "$tree/share/completions/iii-super.fish" "$prefix/share/fish/vendor_completions.d/iii-super.fish"
 for unit in "$tree"/share/systemd/*; do
+    [ -f "$unit" ] || continue
     put 0644 "$unit" "$prefix/share/iii-super/systemd/$(basename "$unit")"
 done
 

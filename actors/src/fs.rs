@@ -16,6 +16,7 @@ use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
 use iii_proto::vfs::{VfsEvent, VfsExport};
 use iii_vfs::launch::{VfsLaunch, VhostDevice};
+use iii_vmm::helpers;
 use iii_vmm::process::{ChildExit, ChildSpec, KillOnDrop, Stdio};
 use iii_vmm::vmm::{ExportService, ExportSource, VmExport};
 use tokio::io::AsyncReadExt;
@@ -28,6 +29,9 @@ use crate::plan::{Environment, WorkerPlan};
 use crate::processes::Processes;
 use crate::tail::Tail;
 use crate::tree::ChildEnd;
+
+/// Name of the helper that serves files.
+pub const VFS_HELPER: &str = "iii-vfs";
 
 /// Told when the guest should give inodes back.
 pub(crate) type OnPressure = Arc<dyn Fn() + Send + Sync>;
@@ -92,7 +96,9 @@ impl FsActor {
         ctx: &mut Context<Self>,
     ) -> Result<(), String> {
         let worker = self.plan.spec.name.as_str();
-        let mut spec = ChildSpec::new(self.env.vfs_program.clone(), format!("{worker}/vfs"));
+        // Found anew each time: what was embedded may have been cleared away with the cache.
+        let program = helpers::find(VFS_HELPER, &self.env.places).map_err(|e| e.to_string())?;
+        let mut spec = ChildSpec::new(program, format!("{worker}/vfs"));
         spec.args = args;
         spec.inherit = inherited;
         let failed = |e: std::io::Error| format!("failed to listen to iii-vfs: {e}");

@@ -84,6 +84,7 @@ pub mod usage;
 pub mod vm;
 mod worker;
 
+pub use fs::VFS_HELPER;
 pub use root::{
     AddError, InjectError, Outcomes, ReplaceError, RequestError, WorkerState, WorkerStatus,
 };

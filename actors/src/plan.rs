@@ -33,8 +33,6 @@ pub struct Environment {
     pub spawner: Spawner,
     /// Where helper binaries are looked for.
     pub places: HelperPlaces,
-    /// The helper `iii-vfs`, found and checked.
-    pub vfs_program: PathBuf,
     /// Where events go.
     pub bus: EventBus,
     /// Where output goes.

@@ -1,8 +1,8 @@
 //! The libkrunfw builds that are trusted, by SHA-256.
 //!
 //! Nothing else is: whatever the source, a file whose digest is not here is refused unless the
-//! user vouches for exactly that digest (`III_LIBKRUNFW_SHA256`). The build script includes this
-//! file too, so it uses nothing of the crate.
+//! user vouches for exactly that digest (`III_LIBKRUNFW_SHA256`). A build script includes this file
+//! too, so it uses nothing of the crate.
 
 /// One trusted build and where it can be fetched from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

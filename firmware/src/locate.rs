@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::digest::Digest;
 use crate::download::{self, DownloadError};
+use crate::embedded::Embedded;
 use crate::guest_init::{GuestInit, InitError};
 use crate::install::InstallError;
 use crate::kernel::{self, Kernel, KernelError, KernelFormat, PrepareError};
@@ -27,7 +28,7 @@ const MAX_LIBRARY: u64 = 256 << 20;
 pub enum Source {
     /// `III_LIBKRUNFW_PATH`.
     Override,
-    /// Compiled in by the feature `embed-libkrunfw`.
+    /// Inside this executable ([`FirmwareOptions::embedded`]).
     Embedded,
     /// `~/.iii/lib`.
     Cache,
@@ -277,6 +278,15 @@ impl FirmwareStatus {
         let mut looked = Vec::new();
         let mut error = None;
         for (source, path) in places(options) {
+            if let (Source::Embedded, Some(embedded)) = (source, &options.embedded) {
+                // Whatever lies there, `locate` lays this.
+                looked.push(Look {
+                    source,
+                    path,
+                    finding: judge(options, embedded.sha256),
+                });
+                continue;
+            }
             match examine(options, source, path, &verified) {
                 Ok(look) => looked.push(look),
                 Err(fault) => error = error.or(Some(fault.to_string())),
@@ -323,8 +333,8 @@ fn find(options: &FirmwareOptions, progress: &dyn Progress) -> Result<Found, Fir
     let verified = VerifiedFiles::in_cache(&options.home.cache_dir());
     let mut looked = Vec::new();
     for (source, path) in places(options) {
-        if source == Source::Embedded {
-            materialise_embedded(options, &path, &verified, progress)?;
+        if let (Source::Embedded, Some(embedded)) = (source, &options.embedded) {
+            lay(embedded, options, &path, &verified, progress)?;
         }
         let look = examine(options, source, path, &verified)?;
         match look.finding {
@@ -386,8 +396,8 @@ fn places(options: &FirmwareOptions) -> Vec<(Source, PathBuf)> {
     };
     let lib_dir = options.library_dir();
     let mut places = Vec::new();
-    // The build script takes none but the host's.
-    if embedded().is_some() && options.is_for_host() {
+    // It is the host's.
+    if options.embedded.is_some() && options.is_for_host() {
         places.push((Source::Embedded, lib_dir.join(known.file_name)));
     }
     let names = || std::iter::once(known.file_name).chain(known.link_name);
@@ -474,34 +484,16 @@ fn judge(options: &FirmwareOptions, sha256: Digest) -> Finding {
     }
 }
 
-/// The compiled-in libkrunfw and its digest, which the build script has checked.
-#[cfg(feature = "embed-libkrunfw")]
-fn embedded() -> Option<(&'static [u8], &'static str)> {
-    Some((
-        include_bytes!(env!("III_FIRMWARE_LIBRARY")),
-        env!("III_FIRMWARE_LIBRARY_SHA256"),
-    ))
-}
-
-#[cfg(not(feature = "embed-libkrunfw"))]
-fn embedded() -> Option<(&'static [u8], &'static str)> {
-    None
-}
-
 /// Makes sure that `path` holds the embedded library: libkrun loads a file.
-fn materialise_embedded(
+fn lay(
+    embedded: &Embedded,
     options: &FirmwareOptions,
     path: &Path,
     verified: &VerifiedFiles,
     progress: &dyn Progress,
 ) -> Result<(), FirmwareError> {
-    use std::io::Write as _;
-
-    let Some((bytes, sha256)) = embedded() else {
-        return Ok(());
-    };
     let is_there = || -> Result<bool, InstallError> {
-        Ok(path.exists() && verified.digest_of(path)?.to_string() == sha256)
+        Ok(path.exists() && verified.digest_of(path)? == embedded.sha256)
     };
     if is_there()? {
         return Ok(());
@@ -511,8 +503,9 @@ fn materialise_embedded(
     if !is_there()? {
         progress.phase("unpacking the built-in libkrunfw");
         crate::install::write_atomically(path, 0o755, |file| {
-            file.write_all(bytes)
-                .map_err(|error| InstallError::new("write", path, error))
+            embedded
+                .unpack(file)
+                .map_err(|error| InstallError::new("unpack", path, error))
         })?;
     }
     download::link(path, pinned(options)?)?;

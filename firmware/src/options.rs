@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::digest::{Digest, DigestError};
+use crate::embedded::Embedded;
 use crate::home::{HomeError, IiiHome};
 
 /// Names a libkrunfw; nothing else is looked at then.
@@ -21,6 +22,8 @@ pub struct FirmwareOptions {
     pub home: IiiHome,
     /// [`LIBKRUNFW_PATH`].
     pub library: Option<PathBuf>,
+    /// The libkrunfw inside this executable, if it has one.
+    pub embedded: Option<Embedded>,
     /// [`LIBKRUNFW_SHA256`].
     pub trusted: Option<Digest>,
     /// [`INIT_PATH`].
@@ -119,6 +122,7 @@ impl FirmwareOptions {
         Self {
             home,
             library: None,
+            embedded: None,
             trusted: None,
             init: None,
             system_dirs: SYSTEM_DIRS.iter().map(PathBuf::from).collect(),

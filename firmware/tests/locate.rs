@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use iii_firmware::digest::Digest;
 use iii_firmware::home::IiiHome;
 use iii_firmware::{
-    Finding, Firmware, FirmwareError, FirmwareOptions, FirmwareStatus, GuestInit, InitError,
-    KernelFormat, Source,
+    Embedded, Finding, Firmware, FirmwareError, FirmwareOptions, FirmwareStatus, GuestInit,
+    InitError, KernelFormat, Source,
 };
 use object::write::{Object, StandardSection, Symbol, SymbolSection};
 use object::{Architecture, BinaryFormat, Endianness, SymbolFlags, SymbolKind, SymbolScope};
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 /// The smallest image that passes for a kernel.
 const IMAGE: usize = 1 << 20;
@@ -353,4 +354,65 @@ fn a_wrong_init_is_reported_before_anything_is_fetched() {
     world.options.download = true;
     assert!(matches!(world.locate(), Err(FirmwareError::Init(_))));
     assert!(!world.dir.path().join("home").exists());
+}
+
+/// The library as a file inside this executable.
+fn inside(library: &[u8]) -> Embedded {
+    let packed = compress_to_vec(library, CompressionLevel::Fastest);
+    Embedded {
+        name: "libkrunfw.so.5.6.1",
+        sha256: Digest::of(library),
+        size: library.len() as u64,
+        packed: packed.leak(),
+    }
+}
+
+#[test]
+fn what_is_inside_is_laid_in_the_cache_and_made_anew_when_it_was_changed() {
+    let (mut world, library) = World::new();
+    // It goes before what the system has.
+    world.put("system/libkrunfw.so.5", &library);
+    world.options.embedded = Some(inside(&library));
+    let cached = world.dir.path().join(CACHED);
+
+    let status = FirmwareStatus::of(&world.options);
+    assert_eq!((status.used, status.error), (Some(0), None));
+    assert_eq!(status.looked[0].source, Source::Embedded);
+    assert!(!cached.exists(), "a look lays nothing");
+
+    let found = world.locate().expect("inside");
+    assert_eq!(
+        (found.source(), found.library()),
+        (Source::Embedded, &*cached)
+    );
+    assert_eq!(fs::read(&cached).expect("laid"), library);
+    let link = cached.with_file_name("libkrunfw.so.5");
+    assert_eq!(fs::read(link).expect("linked"), library);
+
+    let mut changed = library.clone();
+    changed[IMAGE / 2] ^= 1;
+    fs::write(&cached, changed).expect("ours");
+    let again = world.locate().expect("made anew");
+    assert_eq!(again.source(), Source::Embedded);
+    assert_eq!(fs::read(&cached).expect("laid"), library);
+}
+
+#[test]
+fn what_is_inside_and_damaged_is_refused_and_what_was_named_goes_first() {
+    let (mut world, library) = World::new();
+    world.options.embedded = Some(Embedded {
+        packed: b"rubbish",
+        ..inside(&library)
+    });
+    let error = world.locate().expect_err("damaged").to_string();
+    assert!(error.contains("install it anew"), "{error}");
+    assert!(!world.dir.path().join(CACHED).exists());
+
+    let named = world.put("named.so", &library);
+    world.options.library = Some(named.clone());
+    let found = world.locate().expect("named");
+    assert_eq!(
+        (found.source(), found.library()),
+        (Source::Override, &*named)
+    );
 }

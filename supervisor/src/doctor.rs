@@ -95,7 +95,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Looks at this host. Starts QEMU to ask for its version; changes nothing.
+    /// Looks at this host. Starts QEMU to ask for its version; changes nothing, but that
+    /// embedded helpers are laid where they can be executed.
     pub fn collect() -> Self {
         let checks = checks::all();
         Self {

@@ -151,3 +151,21 @@ pub(crate) fn find(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iii_firmware::platform::HOSTS;
+
+    use super::*;
+
+    #[test]
+    fn each_host_of_the_table_has_the_vmms_that_run_on_it() {
+        for host in HOSTS {
+            let kinds = [Kind::Krun, Kind::Qemu]
+                .into_iter()
+                .filter(|kind| kind.runs_on(host.os, host.arch));
+            let names: Vec<String> = kinds.map(|kind| kind.to_string()).collect();
+            assert_eq!(host.vmms, names, "{}", host.platform);
+        }
+    }
+}

@@ -24,6 +24,7 @@ mod dev;
 mod disks;
 #[cfg(feature = "cli")]
 pub mod doctor;
+mod embedded;
 #[cfg(feature = "cli")]
 mod gate;
 mod guests;

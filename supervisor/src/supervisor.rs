@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iii_actors::VFS_HELPER;
 use iii_actors::event::{EventBus, EventKind};
 use iii_actors::exec::{ExecError, ExecRequest, ExecSession};
 use iii_actors::logs::{LogBus, LogReader};
@@ -22,12 +23,13 @@ use iii_image::registry::RegistryOptions;
 use iii_proto::ids::WorkerName;
 use iii_vmm::choice::{AccelerationWish, UnknownAcceleration};
 use iii_vmm::helpers::{self, HelperError, HelperPlaces};
-use iii_vmm::process::{SpawnError, Spawner};
+use iii_vmm::process::{SHIM, SpawnError, Spawner};
 use iii_vmm::tsc;
 use iii_vmm::vmm::VmmError;
 use iii_vmm::vmms::Vmms;
 
 use crate::disks::{DiskError, DiskStore, DiskUse};
+use crate::embedded;
 use crate::guests::Guests;
 use crate::host_vmms;
 use crate::images::Images;
@@ -36,11 +38,6 @@ use crate::prepare::{Preparation, PrepareError, PreparedWorker};
 use crate::state::{FileKeeper, StateDirectory, StateError};
 use crate::streams::EventStream;
 use crate::worker::Worker;
-
-/// The helper that every process runs below.
-const SHIM_HELPER: &str = "iii-shim";
-/// The helper that serves files.
-const VFS_HELPER: &str = "iii-vfs";
 
 /// Which VMM runs the VMs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,8 +146,9 @@ impl SupervisorBuilder {
         self
     }
 
-    /// Where the helper binaries `iii-shim`, `iii-vfs` and `iii-krun` are; by default `III_HELPER_DIR`, else
-    /// beside the executable.
+    /// Where the helper binaries `iii-shim`, `iii-vfs` and `iii-krun` are, and nowhere else; by
+    /// default `III_HELPER_DIR`, else beside the executable, else those that are embedded in it (the
+    /// feature `embed-helpers`).
     pub fn helper_dir(mut self, directory: PathBuf) -> Self {
         self.helper_dir = Some(directory);
         self
@@ -234,7 +232,6 @@ impl SupervisorBuilder {
             vmms: Arc::new(host.vmms),
             spawner: Spawner::global()?,
             places: host.places,
-            vfs_program: host.vfs_program,
             bus: bus.clone(),
             logs: logs.clone(),
             keeper: keeper.clone().map(|keeper| keeper as Arc<dyn Keeper>),
@@ -257,7 +254,6 @@ impl SupervisorBuilder {
 struct Host {
     vmms: Vmms,
     places: HelperPlaces,
-    vfs_program: PathBuf,
     firmware: Firmware,
     images: Images,
     guests: Guests,
@@ -266,14 +262,13 @@ struct Host {
 impl Host {
     fn look(options: SupervisorBuilder) -> Result<Self, StartError> {
         let firmware = match options.firmware {
-            Some(firmware) => firmware,
-            None => FirmwareOptions::from_env()?,
+            Some(firmware) => embedded::with_library(firmware),
+            None => embedded::firmware_options()?,
         };
-        let places = HelperPlaces {
-            directory: options.helper_dir,
-        };
-        helpers::find(SHIM_HELPER, &places)?;
-        let vfs_program = helpers::find(VFS_HELPER, &places)?;
+        let places = embedded::places(options.helper_dir, &firmware.home);
+        for helper in [SHIM, VFS_HELPER] {
+            helpers::find(helper, &places)?;
+        }
         let wish = match options.acceleration {
             Some(wish) => wish,
             None => AccelerationWish::from_env()?,
@@ -292,7 +287,6 @@ impl Host {
             guests,
             vmms,
             places,
-            vfs_program,
             firmware,
         })
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::guest::GuestArch;
 use crate::host::{Acceleration, Arch, HostFacts, virtualisation};
 use crate::verdict::Refuted;
 use crate::vmm::VmmError;
@@ -74,6 +75,20 @@ pub enum Kind {
     Krun,
     /// QEMU.
     Qemu,
+}
+
+impl Kind {
+    /// Whether it runs guests on hosts of this kind; names as in [`std::env::consts`].
+    pub fn runs_on(self, os: &str, arch: &str) -> bool {
+        match self {
+            Self::Krun => {
+                krun::ARCHITECTURES.contains(&arch)
+                    && (os == "linux" || (os, arch) == ("macos", "aarch64"))
+            }
+            // Its file server and its sockets are Linux's.
+            Self::Qemu => os == "linux" && GuestArch::ALL.iter().any(|guest| guest.name() == arch),
+        }
+    }
 }
 
 impl fmt::Display for Kind {

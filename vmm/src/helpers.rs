@@ -1,20 +1,24 @@
 //! Finds the helper binaries and makes sure that they are of this build.
 //!
 //! Order: the explicit path; the directory in `III_HELPER_DIR`; the directory of the running
-//! executable, and the one above it where cargo has put the executable into `deps` or `examples`.
-//! The first that is named must hold the helper: a wrong setting is an error, not a fallback.
+//! executable, and the one above it where cargo has put the executable into `deps` or `examples`;
+//! what is embedded in the executable ([`EmbeddedHelpers`]). The first that is named must hold the
+//! helper: a wrong setting is an error, not a fallback. What only happens to lie beside the executable
+//! and does not fit gives way to what is embedded.
 //!
 //! A helper holds a marker text with its name and version ([`iii_proto::helper_marker`]). The file
 //! is searched for it once per path, size and change time in the life of this process; running it
 //! with `--version` would cost milliseconds at every start.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use memchr::memmem;
 
@@ -64,6 +68,14 @@ pub enum HelperError {
         /// Its version.
         found: String,
     },
+    /// It is embedded, and cannot be laid where it can be executed.
+    #[error("failed to use the embedded helper {name}: {source}")]
+    Embedded {
+        /// Its name.
+        name: String,
+        /// The cause, and what to do.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// It is another program.
     #[error(
         "failed to use the helper {path}: the file is no {name} of iii-super; reinstall iii-super",
@@ -77,54 +89,158 @@ pub enum HelperError {
     },
 }
 
+/// Helpers that travel inside the executable.
+pub trait EmbeddedHelpers: fmt::Debug + Send + Sync {
+    /// Where a helper is once it was laid; `None`: it is not among them.
+    fn place(&self, name: &str) -> Option<PathBuf>;
+
+    /// Makes sure that a helper is there, as it was built, and can be executed. Called before each
+    /// use, so it must be cheap where all is well.
+    fn lay(&self, name: &str) -> Option<Result<PathBuf, Box<dyn Error + Send + Sync>>>;
+}
+
 /// Where helpers are looked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct HelperPlaces {
     /// This directory and no other, whatever the environment says.
     pub directory: Option<PathBuf>,
+    /// What is looked at last.
+    pub embedded: Option<Arc<dyn EmbeddedHelpers>>,
 }
 
-/// Finds a helper by name and checks it.
+impl HelperPlaces {
+    /// This directory and no other.
+    pub fn in_directory(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: Some(directory.into()),
+            embedded: None,
+        }
+    }
+}
+
+/// Which of the places a helper was found in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The explicit directory.
+    Directory,
+    /// The directory in `III_HELPER_DIR`.
+    Variable,
+    /// Beside the executable.
+    Beside,
+    /// Inside the executable.
+    Embedded,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Directory => "directory",
+            Self::Variable => HELPER_DIR_VARIABLE,
+            Self::Beside => "beside",
+            Self::Embedded => "embedded",
+        })
+    }
+}
+
+/// A helper that can be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The program.
+    pub path: PathBuf,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Finds a helper by name and checks it; lays it if it is embedded.
 pub fn find(name: &str, places: &HelperPlaces) -> Result<PathBuf, HelperError> {
-    let candidates = candidates(
+    let found = choose(name, places, |embedded| embedded.lay(name))?;
+    Ok(found.path)
+}
+
+/// What [`find`] would find. Writes nothing: an embedded one may be laid only later.
+pub fn look(name: &str, places: &HelperPlaces) -> Result<Found, HelperError> {
+    choose(name, places, |embedded| embedded.place(name).map(Ok))
+}
+
+type Laid = Option<Result<PathBuf, Box<dyn Error + Send + Sync>>>;
+
+fn choose(
+    name: &str,
+    places: &HelperPlaces,
+    lay: impl Fn(&dyn EmbeddedHelpers) -> Laid,
+) -> Result<Found, HelperError> {
+    let outside = candidates(
         places,
         std::env::var_os(HELPER_DIR_VARIABLE),
         std::env::current_exe().ok(),
     );
-    let Some(path) = candidates.iter().map(|c| c.join(name)).find(|p| p.exists()) else {
-        let places: Vec<String> = candidates.iter().map(|c| c.display().to_string()).collect();
-        return Err(HelperError::Missing {
-            name: name.to_owned(),
-            places: places.join(", "),
-        });
+    choose_from(name, outside, places.embedded.as_deref(), lay)
+}
+
+fn choose_from(
+    name: &str,
+    (origin, candidates): (Origin, Vec<PathBuf>),
+    embedded: Option<&dyn EmbeddedHelpers>,
+    lay: impl Fn(&dyn EmbeddedHelpers) -> Laid,
+) -> Result<Found, HelperError> {
+    let there = candidates.iter().map(|c| c.join(name)).find(|p| p.exists());
+    let outside = match there {
+        Some(path) => check(name, &path).map(|()| Found { path, origin }),
+        None => {
+            let places: Vec<String> = candidates.iter().map(|c| c.display().to_string()).collect();
+            Err(HelperError::Missing {
+                name: name.to_owned(),
+                places: places.join(", "),
+            })
+        }
     };
-    check(name, &path)?;
-    Ok(path)
+    // Nobody has named the executable's own directory: what lies there may be an older installation.
+    let embedded = embedded
+        .filter(|_| outside.is_err() && origin == Origin::Beside)
+        .and_then(lay);
+    match embedded {
+        None => outside,
+        Some(Ok(path)) => {
+            if let Err(
+                error @ (HelperError::OtherVersion { .. } | HelperError::NotAHelper { .. }),
+            ) = outside
+            {
+                tracing::debug!(%error, "the embedded helper is used in its place");
+            }
+            Ok(Found {
+                path,
+                origin: Origin::Embedded,
+            })
+        }
+        Some(Err(source)) => Err(HelperError::Embedded {
+            name: name.to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Finds a file that lies with the helpers and is none of them. What is in it is the caller's to
 /// check.
 pub fn find_file(name: &str, places: &HelperPlaces) -> Option<PathBuf> {
-    candidates(
+    let (_, candidates) = candidates(
         places,
         std::env::var_os(HELPER_DIR_VARIABLE),
         std::env::current_exe().ok(),
-    )
-    .into_iter()
-    .map(|directory| directory.join(name))
-    .find(|path| path.is_file())
+    );
+    let mut paths = candidates.iter().map(|directory| directory.join(name));
+    paths.find(|path| path.is_file())
 }
 
 fn candidates(
     places: &HelperPlaces,
     variable: Option<OsString>,
     executable: Option<PathBuf>,
-) -> Vec<PathBuf> {
+) -> (Origin, Vec<PathBuf>) {
     if let Some(directory) = &places.directory {
-        return vec![directory.clone()];
+        return (Origin::Directory, vec![directory.clone()]);
     }
     if let Some(directory) = variable.filter(|d| !d.is_empty()) {
-        return vec![directory.into()];
+        return (Origin::Variable, vec![directory.into()]);
     }
     let mut candidates = Vec::new();
     if let Some(beside) = executable.as_deref().and_then(Path::parent) {
@@ -133,7 +249,7 @@ fn candidates(
             candidates.extend(beside.parent().map(Path::to_owned));
         }
     }
-    candidates
+    (Origin::Beside, candidates)
 }
 
 /// What tells one state of a file from another.
@@ -225,102 +341,4 @@ fn marker_version(bytes: &mut impl Read, name: &str) -> io::Result<Option<String
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::io::Write;
-
-    #[test]
-    fn an_explicit_directory_outweighs_the_variable_and_both_the_executable() {
-        let explicit = HelperPlaces {
-            directory: Some("/a".into()),
-        };
-        let none = HelperPlaces::default();
-        let exe = Some(PathBuf::from("/t/debug/deps/x-1"));
-        let of = |places, variable: Option<&str>| {
-            candidates(places, variable.map(Into::into), exe.clone())
-        };
-        assert_eq!(of(&explicit, Some("/b")), [Path::new("/a")]);
-        assert_eq!(of(&none, Some("/b")), [Path::new("/b")]);
-        assert_eq!(
-            of(&none, Some("")),
-            [Path::new("/t/debug/deps"), Path::new("/t/debug")]
-        );
-        assert_eq!(
-            candidates(&none, None, Some("/usr/bin/iii-super".into())),
-            [Path::new("/usr/bin")]
-        );
-    }
-
-    #[test]
-    fn a_missing_helper_names_the_place_and_the_remedy() {
-        let directory = tempfile::tempdir().unwrap();
-        let places = HelperPlaces {
-            directory: Some(directory.path().into()),
-        };
-        let error = find("iii-none", &places).unwrap_err().to_string();
-        assert!(
-            error.contains(&directory.path().display().to_string()),
-            "{error}"
-        );
-        assert!(error.contains(HELPER_DIR_VARIABLE), "{error}");
-    }
-
-    fn helper(directory: &Path, contents: &str, mode: u32) -> PathBuf {
-        let path = directory.join("iii-x");
-        let mut file = File::create(&path).unwrap();
-        file.write_all(contents.as_bytes()).unwrap();
-        file.set_permissions(fs::Permissions::from_mode(mode))
-            .unwrap();
-        path
-    }
-
-    #[test]
-    fn other_versions_and_other_programs_are_refused_and_a_replaced_file_is_looked_at_again() {
-        let directory = tempfile::tempdir().unwrap();
-        let good = format!("..iii-helper:iii-x:{VERSION};..");
-        let path = helper(directory.path(), &good, 0o755);
-        check("iii-x", &path).unwrap();
-        check("iii-x", &path).unwrap();
-        assert!(matches!(
-            check("iii-y", &path),
-            Err(HelperError::NotAHelper { .. })
-        ));
-
-        fs::remove_file(&path).unwrap();
-        helper(directory.path(), "iii-helper:iii-x:0.0.9;", 0o755);
-        match check("iii-x", &path) {
-            Err(HelperError::OtherVersion { found, .. }) => assert_eq!(found, "0.0.9"),
-            other => panic!("{other:?}"),
-        }
-
-        fs::remove_file(&path).unwrap();
-        helper(directory.path(), &good, 0o644);
-        assert!(matches!(
-            check("iii-x", &path),
-            Err(HelperError::Unusable { .. })
-        ));
-    }
-
-    /// Returns at most `step` bytes per read.
-    struct Slow<'a>(&'a [u8], usize);
-    impl Read for Slow<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let n = self.1.min(self.0.len()).min(buffer.len());
-            buffer[..n].copy_from_slice(&self.0[..n]);
-            self.0 = &self.0[n..];
-            Ok(n)
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_marker_is_found_wherever_it_lies(before in 0usize..3 * CHUNK, step in 1000usize..CHUNK) {
-            let mut bytes = vec![b'i'; before];
-            bytes.extend(b"iii-helper:iii-x:no end, then iii-helper:iii-x:1.2.3;");
-            bytes.resize(before + 100, 0);
-            let found = marker_version(&mut Slow(&bytes, step), "iii-x").unwrap();
-            prop_assert_eq!(found.as_deref(), Some("1.2.3"));
-        }
-    }
-}
+mod tests;

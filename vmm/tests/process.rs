@@ -354,9 +354,7 @@ fn failures_to_start_are_typed_and_named() {
 #[test]
 fn a_missing_shim_is_an_error_with_the_remedy() {
     let empty = tempfile::tempdir().unwrap();
-    let places = HelperPlaces {
-        directory: Some(empty.path().into()),
-    };
+    let places = HelperPlaces::in_directory(empty.path());
     let error = Spawner::global()
         .unwrap()
         .spawn(shell(""), &places, |_| {})

@@ -28,7 +28,7 @@ pub enum KernelFormat {
 }
 
 impl KernelFormat {
-    fn file_name(self) -> &'static str {
+    pub(crate) fn file_name(self) -> &'static str {
         match self {
             Self::PvhElf => "vmlinux",
             Self::Arm64Image => "Image",

@@ -52,9 +52,7 @@ impl Candidate {
             Self::QemuInSoftware => None,
             Self::QemuWithKvm => hardware,
             Self::Krun => hardware.or_else(|| {
-                let places = HelperPlaces {
-                    directory: Some(binaries()),
-                };
+                let places = HelperPlaces::in_directory(binaries());
                 Krun::new(places).check().err().map(|e| e.to_string())
             }),
         }

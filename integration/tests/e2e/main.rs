@@ -37,5 +37,6 @@ mod repair;
 mod requests;
 mod secrets;
 mod service;
+mod single;
 mod state;
 mod top;

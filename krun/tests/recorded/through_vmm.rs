@@ -43,9 +43,7 @@ fn places(directory: &Path) -> HelperPlaces {
         .unwrap();
     assert!(written.success());
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    HelperPlaces {
-        directory: Some(directory.into()),
-    }
+    HelperPlaces::in_directory(directory)
 }
 
 #[test]

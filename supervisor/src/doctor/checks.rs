@@ -3,16 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use iii_firmware::{Finding, FirmwareOptions, FirmwareStatus};
+use iii_firmware::platform::{self, Standing};
+use iii_firmware::{Finding, FirmwareOptions, FirmwareStatus, Source};
 use iii_vmm::choice::{self, ACCELERATION_VARIABLE, AccelerationWish, Known};
 use iii_vmm::guest::GuestArch;
-use iii_vmm::helpers::{self, HelperPlaces};
+use iii_vmm::helpers::{self, Found, HelperPlaces, Origin};
 use iii_vmm::host::{Acceleration, Arch, HostFacts};
 use iii_vmm::krun;
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::vmm::Vmm as _;
 
 use super::{Check, confinement, limits};
+use crate::embedded;
 use crate::guests;
 use crate::host_vmms::{self, Host};
 use crate::workers_file::platform_word;
@@ -21,7 +23,12 @@ use crate::workers_file::platform_word;
 const HELPERS: [&str; 2] = ["iii-shim", "iii-vfs"];
 
 pub(super) fn all() -> Vec<Check> {
-    let options = FirmwareOptions::from_env();
+    let options = embedded::firmware_options();
+    // Without a home nothing that is embedded can be laid.
+    let places = options.as_ref().map_or_else(
+        |_| HelperPlaces::default(),
+        |options| embedded::places(None, &options.home),
+    );
     let host = options
         .as_ref()
         .ok()
@@ -45,12 +52,12 @@ pub(super) fn all() -> Vec<Check> {
         }
         Err(error) => checks.push(Check::failure("kvm", "kvm", error.to_string(), None)),
     }
-    checks.extend([qemu(acceleration), libkrun(acceleration)]);
+    checks.extend([qemu(acceleration), libkrun(acceleration, &places)]);
     match &options {
         Ok(options) => {
             checks.extend(
                 GuestArch::ALL
-                    .map(|arch| foreign_guests(options, arch))
+                    .map(|arch| foreign_guests(options, &places, arch))
                     .into_iter()
                     .flatten(),
             );
@@ -65,8 +72,8 @@ pub(super) fn all() -> Vec<Check> {
             None,
         )),
     }
-    checks.extend(HELPERS.map(helper));
-    checks.push(confinement::check());
+    checks.extend(HELPERS.map(|name| helper(name, &places)));
+    checks.push(confinement::check(&places));
     checks.push(usr_merge(|name| {
         fs::symlink_metadata(Path::new("/").join(name)).is_ok_and(|meta| meta.is_symlink())
     }));
@@ -78,20 +85,21 @@ pub(super) fn all() -> Vec<Check> {
     checks
 }
 
-/// What is implemented, which is less than what firmware is pinned for.
 fn platform(os: &str, arch: &str) -> Check {
-    let (id, title) = ("platform", "platform");
-    let host = format!("{os} {arch}");
-    match (os, arch) {
-        ("linux", "x86_64") => Check::ok(id, title, host),
-        ("linux", "aarch64") => Check::warning(
+    let (id, title, host) = ("platform", "platform", format!("{os} {arch}"));
+    match platform::row(os, arch).map(|row| (row.standing, row.vmms)) {
+        Some((Standing::Proven, _)) => Check::ok(id, title, host),
+        Some((Standing::Unproven, vmms)) => Check::warning(
             id,
             title,
-            format!("{host}: workers have not been run on such a host by this project"),
-            "nothing has to be done: their guests have been, in software on x86_64. Please tell us \
-             how it goes",
+            format!(
+                "{host}: by {}, which nobody in this project has run there",
+                vmms.join(" or ")
+            ),
+            "nothing has to be done: such guests have been run, in software on another host. Please \
+             tell us how it goes",
         ),
-        _ => Check::failure(
+        Some((Standing::Planned, _)) | None => Check::failure(
             id,
             title,
             format!("{host} is not supported by this version"),
@@ -147,9 +155,9 @@ fn kvm(wish: AccelerationWish, known: &Known<'_>, memory: Option<&Path>) -> Chec
 }
 
 /// Workers run without it, so whatever is wrong with it is no failure.
-fn libkrun(acceleration: Acceleration) -> Check {
+fn libkrun(acceleration: Acceleration, places: &HelperPlaces) -> Check {
     let (id, title) = ("libkrun", "libkrun");
-    match (host_vmms::krun(&HelperPlaces::default()), acceleration) {
+    match (host_vmms::krun(places), acceleration) {
         (Ok(found), Acceleration::Kvm) => Check::ok(
             id,
             title,
@@ -206,11 +214,13 @@ fn firmware(status: &FirmwareStatus) -> Check {
             };
             let kernel = status.kernel_release.as_ref();
             let kernel = kernel.map_or(String::new(), |release| format!(", guest Linux {release}"));
-            Check::ok(
-                id,
-                title,
-                format!("{version} at {}{kernel}", look.path.display()),
-            )
+            let place = match look.source {
+                Source::Embedded => String::from("embedded in this program"),
+                Source::Override | Source::Cache | Source::System | Source::Download => {
+                    format!("at {}", look.path.display())
+                }
+            };
+            Check::ok(id, title, format!("{version} {place}{kernel}"))
         }
         None => Check::warning(
             id,
@@ -223,12 +233,16 @@ fn firmware(status: &FirmwareStatus) -> Check {
 
 /// Workers of another platform than this host's. Few need them, so that nothing about them is a
 /// fault.
-fn foreign_guests(options: &FirmwareOptions, arch: GuestArch) -> Option<Check> {
+fn foreign_guests(
+    options: &FirmwareOptions,
+    places: &HelperPlaces,
+    arch: GuestArch,
+) -> Option<Check> {
     if Some(arch) == GuestArch::of_host() {
         return None;
     }
     let word = platform_word(arch);
-    let found = match guests::installed(options, &HelperPlaces::default(), arch) {
+    let found = match guests::installed(options, places, arch) {
         Ok((vmm, _)) => format!(
             "workers with `platform: {word}` are run in software, by QEMU {} at {}",
             vmm.info.version,
@@ -248,13 +262,17 @@ fn guest_init(status: &FirmwareStatus) -> Check {
     }
 }
 
-fn helper(name: &'static str) -> Check {
-    match helpers::find(name, &HelperPlaces::default()) {
-        Ok(path) => Check::ok(
-            name,
-            name,
-            format!("{}, version {}", path.display(), helpers::VERSION),
-        ),
+fn helper(name: &'static str, places: &HelperPlaces) -> Check {
+    let found = helpers::find(name, places).and_then(|_| helpers::look(name, places));
+    match found {
+        Ok(Found { path, origin }) => {
+            let path = path.display();
+            let place = match origin {
+                Origin::Embedded => format!("embedded in this program, laid at {path}"),
+                Origin::Directory | Origin::Variable | Origin::Beside => path.to_string(),
+            };
+            Check::ok(name, name, format!("{place}, version {}", helpers::VERSION))
+        }
         Err(error) => Check::failure(name, name, error.to_string(), None),
     }
 }
@@ -299,12 +317,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn facts_are_judged() {
+    fn each_host_is_judged_as_the_table_has_it() {
         assert_eq!(platform("linux", "x86_64").verdict, Ok);
-        assert_eq!(platform("linux", "aarch64").verdict, Warning);
-        assert_eq!(platform("linux", "riscv64").verdict, Failure);
+        let unproven = platform("linux", "aarch64");
+        assert_eq!(unproven.verdict, Warning);
+        assert!(
+            unproven.found.contains("by krun or qemu"),
+            "{}",
+            unproven.found
+        );
         assert_eq!(platform("macos", "aarch64").verdict, Failure);
+        assert_eq!(platform("linux", "riscv64").verdict, Failure);
+    }
 
+    #[test]
+    fn facts_are_judged() {
         assert_eq!(usr_merge(|_| true).verdict, Ok);
         let split = usr_merge(|name| name != "bin");
         assert_eq!(split.verdict, Failure);

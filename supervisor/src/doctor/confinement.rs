@@ -11,7 +11,7 @@ use super::Check;
 const ID: &str = "confinement";
 const TITLE: &str = "confinement";
 
-pub(super) fn check() -> Check {
+pub(super) fn check(places: &HelperPlaces) -> Check {
     if !confinement::is_wanted() {
         return Check::warning(
             ID,
@@ -23,8 +23,7 @@ pub(super) fn check() -> Check {
             ),
         );
     }
-    let probed = Spawner::global()
-        .and_then(|spawner| confinement::probe(&spawner, &HelperPlaces::default()));
+    let probed = Spawner::global().and_then(|spawner| confinement::probe(&spawner, places));
     judge(&probed)
 }
 

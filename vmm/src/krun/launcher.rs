@@ -124,9 +124,7 @@ mod tests {
             .unwrap();
         assert!(written.success());
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let places = HelperPlaces {
-            directory: Some(directory.path().into()),
-        };
+        let places = HelperPlaces::in_directory(directory.path());
         (directory, Launcher::new(places))
     }
 
@@ -148,9 +146,7 @@ mod tests {
         assert!(error.contains("127: no libkrun.so.1"), "{error}");
         assert!(error.contains(REMEDY), "{error}");
 
-        let nowhere = Launcher::new(HelperPlaces {
-            directory: Some("/nonexistent".into()),
-        });
+        let nowhere = Launcher::new(HelperPlaces::in_directory("/nonexistent"));
         let error = nowhere.check().unwrap_err().to_string();
         assert!(error.contains(HELPER), "{error}");
     }

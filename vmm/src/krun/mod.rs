@@ -30,6 +30,9 @@ use launcher::Launcher;
 
 /// Short name of this VMM.
 pub(crate) const NAME: &str = "krun";
+
+/// What it is written for, as in [`std::env::consts::ARCH`].
+pub(crate) const ARCHITECTURES: &[&str] = &["x86_64", "aarch64"];
 /// The helper binary.
 pub const HELPER: &str = "iii-krun";
 
@@ -54,7 +57,7 @@ impl Vmm for Krun {
     }
 
     fn check(&self) -> Result<VmmInfo, VmmError> {
-        if !matches!(std::env::consts::ARCH, "x86_64" | "aarch64") {
+        if !ARCHITECTURES.contains(&std::env::consts::ARCH) {
             return Err(VmmError::Architecture {
                 vmm: NAME,
                 arch: std::env::consts::ARCH,

@@ -35,6 +35,5 @@ pub use error::SpawnError;
 pub use handle::{ChildExit, ChildHandle, KillOnDrop};
 pub use iii_proto::shim::{Isolation, Layer, Layers, Namespace};
 pub use nix::sys::signal::Signal;
-pub(crate) use spawner::SHIM;
-pub use spawner::{OnExit, OnStart, Spawner};
+pub use spawner::{OnExit, OnStart, SHIM, Spawner};
 pub use spec::{ChildSpec, ResourceLimit, Stdio};

@@ -18,7 +18,7 @@ use super::worker::Worker;
 use crate::helpers::{self, HelperPlaces};
 
 /// Name of the helper below which every child runs.
-pub(crate) const SHIM: &str = "iii-shim";
+pub const SHIM: &str = "iii-shim";
 
 /// Called with the handle once the program was executed, or with the reason why not.
 pub type OnStart = Box<dyn FnOnce(Result<ChildHandle, SpawnError>) + Send>;

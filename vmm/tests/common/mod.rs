@@ -12,11 +12,8 @@ use iii_vmm::process::{ChildExit, ChildHandle, ChildSpec, Spawner, Stdio};
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 pub(crate) fn places() -> HelperPlaces {
-    HelperPlaces {
-        directory: Path::new(env!("CARGO_BIN_EXE_iii-shim"))
-            .parent()
-            .map(Path::to_owned),
-    }
+    let shim = Path::new(env!("CARGO_BIN_EXE_iii-shim"));
+    HelperPlaces::in_directory(shim.parent().unwrap())
 }
 
 pub(crate) fn spawn(spec: ChildSpec) -> ChildHandle {

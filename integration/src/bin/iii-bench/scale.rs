@@ -253,10 +253,7 @@ async fn look(network: Network, workers: usize) -> Result<Scale, String> {
     let environment = Environment {
         vmms: Arc::new(Vmms::only(Candidate::check(vmm).map_err(|e| text(&e))?)),
         spawner: Spawner::global().map_err(|e| text(&e))?,
-        places: HelperPlaces {
-            directory: Some(binaries()),
-        },
-        vfs_program: binaries().join("iii-vfs"),
+        places: HelperPlaces::in_directory(binaries()),
         bus: bus.clone(),
         logs: LogBus::default(),
         keeper: None,
