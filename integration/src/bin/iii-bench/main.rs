@@ -8,6 +8,7 @@
 
 mod bare;
 mod dev;
+mod memory;
 mod peers;
 mod product;
 mod scale;
@@ -23,7 +24,7 @@ use scale::Network;
 const RUNS: usize = 11;
 
 /// What can be measured alone; nothing named: all of it.
-const PARTS: [&str; 4] = ["boot", "dev", "peers", "scale"];
+const PARTS: [&str; 5] = ["boot", "dev", "memory", "peers", "scale"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -56,6 +57,9 @@ fn main() -> ExitCode {
     }
     if wanted("dev") {
         result = result.and_then(|()| development(json));
+    }
+    if wanted("memory") {
+        result = result.and_then(|()| occupied(json));
     }
     if wanted("peers") {
         result = result.and_then(|()| supervisors(json));
@@ -194,6 +198,71 @@ fn development(json: bool) -> Result<(), String> {
         Row::new(all, waits.first_line).print(json);
         Row::new(format!("  {name}'s own start in that guest"), waits.own).print(json);
         Row::new("  the difference: what dev adds", ours).print(json);
+    }
+    Ok(())
+}
+
+/// What VMs cost in memory, per VM.
+fn occupied(json: bool) -> Result<(), String> {
+    let mut supervisors = Vec::new();
+    for workers in memory::WORKERS {
+        let memory = memory::measure(workers)?;
+        let per_vm = |kib: u64| kib as f64 / 1024.0 / workers as f64;
+        let print = |what: &str, occupied: memory::Occupied, processes: usize| {
+            let (pss, rss) = (per_vm(occupied.proportional), per_vm(occupied.resident));
+            if json {
+                println!(
+                    "{}",
+                    serde_json::json!({
+                        "what": "memory", "workers": workers, "of": what,
+                        "pss_mib_per_vm": pss, "rss_mib_per_vm": rss, "processes": processes,
+                    })
+                );
+            } else {
+                println!("{what:<58} {pss:>9.1} {rss:>9.1} {processes:>9}");
+            }
+        };
+        if !json {
+            let idle = format!("MiB per VM of {} MiB, {workers} idle", memory.vm_mib);
+            println!("{idle:<58} {:>9} {:>9} {:>9}", "PSS", "RSS", "processes");
+        }
+        print(
+            "the guest's memory, as far as it was touched",
+            memory.guests,
+            0,
+        );
+        for part in &memory.parts {
+            print(part.name, part.own, part.processes);
+        }
+        let sum = memory.sum();
+        print("all of it", sum, 0);
+        let used = per_vm(memory.used_in_guests);
+        let beside = per_vm(sum.proportional) - used;
+        if json {
+            println!(
+                "{}",
+                serde_json::json!({
+                    "what": "memory", "workers": workers, "of": "used in the guest",
+                    "mib_per_vm": used, "beside_it_mib_per_vm": beside,
+                })
+            );
+        } else {
+            let guest = "used in the guest, as its kernel says";
+            println!("{guest:<58} {used:>9.1}");
+            println!("{:<58} {beside:>9.1}", "what the VM costs beside that");
+        }
+        supervisors.push((workers, memory.supervisor().proportional));
+    }
+    if let [(few, least), (many, most)] = supervisors[..] {
+        let each = most.saturating_sub(least) as f64 / 1024.0 / (many - few) as f64;
+        if json {
+            println!(
+                "{}",
+                serde_json::json!({"what": "memory", "of": "iii-super, per further VM", "pss_mib": each})
+            );
+        } else {
+            println!("iii-super, per further VM: {each:.1} MiB");
+        }
     }
     Ok(())
 }
