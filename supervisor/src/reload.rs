@@ -105,7 +105,8 @@ impl Reloader {
         drop(self.known.lock().await);
     }
 
-    /// Reads the file again and makes it so. With names, the selection is these from now on.
+    /// Reads the file again and makes it so. With names, only of these and of what they depend on;
+    /// they join the selection, and all else goes on as it is.
     /// Resolves when what is gone has ended and all else is ordered. Given up, it goes on.
     pub(crate) async fn reload(
         self: &Arc<Self>,
@@ -148,11 +149,16 @@ impl Reloader {
 
     async fn reload_alone(&self, names: Option<Vec<String>>) -> Result<Changes, ReloadError> {
         let mut known = self.known.lock().await;
-        let names = names.unwrap_or_else(|| known.names.clone());
-        let (file, selected) = (self.file.clone(), names.clone());
+        let (file, selected) = (
+            self.file.clone(),
+            names.as_ref().unwrap_or(&known.names).clone(),
+        );
         let engine = self.engine.clone();
         let read = move || read(&file, engine.as_ref(), &selected);
-        let wanted = tokio::task::spawn_blocking(read).await??;
+        let mut wanted = tokio::task::spawn_blocking(read).await??;
+        if names.is_some() {
+            known.keep_others(&mut wanted);
+        }
         let difference = Difference::between(&known.workers, wanted);
         let instead_of: Vec<WorkerName> = difference
             .changed
@@ -167,7 +173,7 @@ impl Reloader {
         })?;
         let entered = self.gate.enter().await.ok_or(ReloadError::Ended)?;
         let changes = difference.changes();
-        known.names = names;
+        known.select(names.unwrap_or_default());
         let gone = difference.gone.clone();
         self.apply(&mut known, difference, prepared).await?;
         // What ends keeps nobody from ending.
@@ -217,6 +223,27 @@ impl Reloader {
 }
 
 impl Known {
+    /// Adds the workers that are not among these, as they are.
+    fn keep_others(&self, wanted: &mut Vec<WorkerSpec>) {
+        for spec in &self.workers {
+            if !wanted.iter().any(|other| other.name == spec.name) {
+                wanted.push(spec.clone());
+            }
+        }
+    }
+
+    /// These belong to the run from now on. A run of all of the file has them already.
+    fn select(&mut self, names: Vec<String>) {
+        if self.names.is_empty() {
+            return;
+        }
+        for name in names {
+            if !self.names.contains(&name) {
+                self.names.push(name);
+            }
+        }
+    }
+
     /// From now on the worker goes by what one of these says.
     fn take(&mut self, name: &WorkerName, specs: &[WorkerSpec]) {
         self.workers.retain(|spec| spec.name != *name);

@@ -153,3 +153,39 @@ fn a_file_that_is_read_again_changes_what_has_changed_and_touches_nothing_else()
     });
     assert_eq!(boot(project, "a"), a);
 }
+
+#[test]
+fn names_of_a_reload_limit_what_is_looked_at_and_join_the_run() {
+    let project = Project::new(&file(&[("a", "up"), ("b", "one"), ("c", "up")]));
+    let said = project.says_with_signals(&["run", "--detach", "a", "b"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    let background = Background(project);
+    let project = &background.0;
+    let a = boot(project, "a");
+
+    // A worker of the file that this run does not have yet: the way in is named, and works.
+    let said = project.says(&["start", "c"]);
+    assert!(
+        said.stderr.contains("`iii-super run --reload c`"),
+        "{said:?}"
+    );
+    let said = project.says(&["add", "d", "--", "sh", "-c", "echo up; exec sleep 1000"]);
+    assert!(said.stdout.contains("iii-super run --reload d"), "{said:?}");
+    project.write(&file(&[("a", "other"), ("b", "two"), ("c", "up")]));
+    let said = project.says(&["run", "--reload", "b", "c"]);
+    assert_eq!(
+        (said.code, &*said.stdout),
+        (0, "c: started\nb: restarted\na: unchanged\n"),
+        "{said:?}"
+    );
+    assert_eq!(project.says(&["start", "--wait"]).code, 0);
+    assert_eq!(boot(project, "a"), a, "it was not named");
+
+    // From now on c is of the run, and what was not looked at then is now.
+    let said = project.says(&["run", "--reload"]);
+    assert_eq!(
+        (said.code, &*said.stdout),
+        (0, "a: restarted\nb: unchanged\nc: unchanged\n"),
+        "{said:?}"
+    );
+}

@@ -374,7 +374,8 @@ pub(super) struct RunArguments {
     /// Bring a run in the background back to this terminal
     #[arg(long, conflicts_with_all = ["detach", "names", "vmm", "reset_failed"])]
     pub(super) attach: bool,
-    /// Read the workers file again: start what is new, remove what is gone, restart what has changed
+    /// Read the workers file again: start what is new, remove what is gone, restart what has
+    /// changed; with names, of these alone
     #[arg(long, conflicts_with_all = ["detach", "attach", "vmm", "reset_failed"])]
     pub(super) reload: bool,
     /// How --detach starts the run

@@ -239,7 +239,9 @@ impl Machine {
         match (self.guest, self.accelerator) {
             (GuestArch::Aarch64, _) | (GuestArch::X86_64, Accelerator::Kvm) => {}
             (GuestArch::X86_64, Accelerator::Tcg { tsc_khz }) => {
-                line.push_str(" noreplace-smp");
+                // The kernel counts a timer's ticks within a span of the time stamp counter, and
+                // panics where a busy host has kept the translator from bringing enough of them.
+                line.push_str(" noreplace-smp no_timer_check");
                 if self.cpus == 1 {
                     line.push_str(" nolapic_timer");
                 }
@@ -382,7 +384,7 @@ mod tests {
 -object memory-backend-memfd,id=memory,size=256M,share=on
 -kernel /k/vmlinux
 -initrd /proc/self/fd/4
--append console=hvc0 panic=-1 reboot=t quiet rootfstype=ramfs lsm=capability initcall_blacklist=jent_mod_init,cacheinfo_sysfs_init,cpuid_init,loop_init,dummy_init_module,init_btrfs_fs,init_xfs_fs,init_encrypted,cmos_init,param_sysfs_builtin_init noreplace-smp nolapic_timer tsc_early_khz=2400000 tsc=reliable III_PORTS=iii.control:vport0p1,iii.log:vport0p2 loglevel=7
+-append console=hvc0 panic=-1 reboot=t quiet rootfstype=ramfs lsm=capability initcall_blacklist=jent_mod_init,cacheinfo_sysfs_init,cpuid_init,loop_init,dummy_init_module,init_btrfs_fs,init_xfs_fs,init_encrypted,cmos_init,param_sysfs_builtin_init noreplace-smp no_timer_check nolapic_timer tsc_early_khz=2400000 tsc=reliable III_PORTS=iii.control:vport0p1,iii.log:vport0p2 loglevel=7
 -device virtio-serial-device
 -add-fd fd=3,set=1
 -chardev file,id=console,path=/dev/fdset/1,append=on
@@ -484,7 +486,11 @@ mod tests {
         let no_counter = line(Accelerator::Tcg { tsc_khz: None }, 1);
         assert!(no_counter.contains("nolapic_timer") && !no_counter.contains("tsc"));
         let kvm = line(Accelerator::Kvm, 1);
-        assert!(!kvm.contains("noreplace-smp") && !kvm.contains("nolapic_timer"));
+        assert!(
+            !kvm.contains("noreplace-smp")
+                && !kvm.contains("no_timer_check")
+                && !kvm.contains("nolapic_timer")
+        );
         assert!(!kvm.contains("tsc"));
     }
 

@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use iii_firmware::home::IiiHome;
 use iii_proto::ids::WorkerName;
 
 use super::super::complete;
+use super::super::project::running_state_dir;
 use super::{EditArguments, Refusal, edit, faults, is_about, tell};
 use crate::workers_file::edit::{self as text, Draft, EditError, Original};
 use crate::workers_file::{SCHEMA_URL, WorkersFile, WorkersFileError};
@@ -115,7 +117,16 @@ pub(in crate::cli) fn add(arguments: &AddArguments) -> u8 {
         file if *file == Path::new(crate::workers_file::FILE_NAME) => String::new(),
         file => format!(" -f {}", shell_words::quote(&file.display().to_string())),
     };
-    let next = format!("start it: iii-super run{file} {name}\n");
+    let runs = IiiHome::from_env()
+        .ok()
+        .and_then(|home| running_state_dir(&home, &arguments.edit.file).ok())
+        .is_some_and(|state| crate::state::was_in_use(&state));
+    let next = match runs {
+        true => format!(
+            "a supervisor runs this file; take it in: iii-super run{file} --reload {name}\n"
+        ),
+        false => format!("start it: iii-super run{file} {name}\n"),
+    };
     tell(
         &arguments.edit,
         result,

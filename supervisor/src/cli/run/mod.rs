@@ -113,7 +113,8 @@ fn busy(pid: &str, project: &Project) -> Failure {
         REFUSED,
         format_args!(
             "a supervisor runs {file} already, process {pid}\n    `iii-super ps` shows its workers, \
-             `iii-super run --attach` brings it to this terminal, `iii-super stop` ends it"
+             `iii-super run --attach` brings it to this terminal, `iii-super stop` ends it, \
+             `iii-super run --reload` has it read its file again"
         ),
     )
 }

@@ -304,11 +304,14 @@ pub(super) fn unknown<'a>(
 ) -> Refusal {
     let hint = match did_you_mean(name.as_str(), known.clone()) {
         Some(meant) => format!("did you mean {meant}?"),
-        None => format!("it runs: {}", known.collect::<Vec<_>>().join(", ")),
+        None => format!("it runs: {}.", known.collect::<Vec<_>>().join(", ")),
     };
+    let way_in = format!("`iii-super run --reload {name}` takes it in, if the workers file has it");
     Refusal::new(
         RefusalKind::UnknownWorker,
-        format_args!("failed to find worker {name}: the supervisor has none of that name; {hint}"),
+        format_args!(
+            "failed to find worker {name}: the supervisor has none of that name; {hint} {way_in}"
+        ),
     )
 }
 
