@@ -16,6 +16,7 @@ use iii_proto::ids::BootId;
 use iii_proto::restart::Exit;
 use iii_proto::vfs::{VfsEvent, VfsExport};
 use iii_vfs::launch::{VfsLaunch, VhostDevice};
+use iii_vmm::cgroup::Leaf;
 use iii_vmm::helpers;
 use iii_vmm::process::{ChildExit, ChildSpec, KillOnDrop, Stdio};
 use iii_vmm::vmm::{ExportService, ExportSource, VmExport};
@@ -52,6 +53,7 @@ pub(crate) struct FsActor {
 struct Server {
     boot: BootId,
     process: KillOnDrop,
+    leaf: Option<Arc<Leaf>>,
     fatal: Option<String>,
     stderr: Tail,
     /// Its standard error is read to the end.
@@ -92,6 +94,7 @@ impl FsActor {
             args,
             inherited,
             events,
+            leaf,
         }: SpawnServer,
         ctx: &mut Context<Self>,
     ) -> Result<(), String> {
@@ -101,6 +104,7 @@ impl FsActor {
         let mut spec = ChildSpec::new(program, format!("{worker}/vfs"));
         spec.args = args;
         spec.inherit = inherited;
+        spec.cgroup.clone_from(&leaf);
         let failed = |e: std::io::Error| format!("failed to listen to iii-vfs: {e}");
         let (stderr, its_stderr) = StdUnixStream::pair().map_err(failed)?;
         spec.stderr = Stdio::Fd(its_stderr.into());
@@ -120,6 +124,7 @@ impl FsActor {
         self.server = Some(Server {
             boot,
             process: KillOnDrop(process),
+            leaf,
             fatal: None,
             stderr: tail.clone(),
             quiet: false,
@@ -146,10 +151,17 @@ impl FsActor {
             None | Some(ChildExit::Code(0)) => return,
             Some(exit) => exit,
         };
-        let cause = match (server.fatal, server.stderr.last_line()) {
-            (Some(message), _) => format!("iii-vfs gave up: {message}"),
-            (None, Some(line)) => format!("iii-vfs ended with {exit}: {line}"),
-            (None, None) => format!("iii-vfs ended with {exit}"),
+        let is_over = |leaf: &Arc<Leaf>| leaf.ended_for_want_of_memory();
+        if server.leaf.as_ref().is_some_and(is_over) {
+            // With its VM, whose actor tells of it.
+            return;
+        }
+        let out_of_memory = server.leaf.and_then(|leaf| leaf.out_of_memory());
+        let cause = match (server.fatal, out_of_memory, server.stderr.last_line()) {
+            (Some(message), ..) => format!("iii-vfs gave up: {message}"),
+            (None, Some(memory), _) => format!("iii-vfs ended with {exit}: {memory}"),
+            (None, None, Some(line)) => format!("iii-vfs ended with {exit}: {line}"),
+            (None, None, None) => format!("iii-vfs ended with {exit}"),
         };
         self.fail(cause, ctx);
     }
@@ -208,12 +220,14 @@ impl Actor for FsActor {
 pub(crate) struct Serve {
     pub(crate) boot: BootId,
     pub(crate) by: ExportService,
+    /// Where the server is to run.
+    pub(crate) leaf: Option<Arc<Leaf>>,
 }
 
 impl Handler<Serve> for FsActor {
     type Result = Result<Vec<VmExport>, String>;
 
-    fn handle(&mut self, Serve { boot, by }: Serve, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Serve { boot, by, leaf }: Serve, ctx: &mut Context<Self>) -> Self::Result {
         if self.plan.exports.is_empty() {
             return Ok(Vec::new());
         }
@@ -232,6 +246,7 @@ impl Handler<Serve> for FsActor {
             args: launch.args,
             inherited: launch.inherited,
             events: launch.events,
+            leaf,
         });
         Ok(launch.devices.into_iter().map(served).collect())
     }
@@ -261,6 +276,7 @@ struct SpawnServer {
     args: Vec<OsString>,
     inherited: Vec<(OwnedFd, RawFd)>,
     events: StdUnixStream,
+    leaf: Option<Arc<Leaf>>,
 }
 
 impl Handler<SpawnServer> for FsActor {

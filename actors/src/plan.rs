@@ -14,7 +14,9 @@ use iii_proto::PROTOCOL_VERSION;
 use iii_proto::guest::{GuestNetwork, GuestSpec, GuestUser, Mount, Root, Workload};
 use iii_proto::ids::BootId;
 use iii_proto::vfs::VfsExport;
+use iii_vmm::cgroup::{Delegation, Leaf, VmSize};
 use iii_vmm::helpers::HelperPlaces;
+use iii_vmm::host::Acceleration;
 use iii_vmm::process::Spawner;
 use iii_vmm::vmm::VmDisk;
 use iii_vmm::vmms::{Candidate, Vmms};
@@ -37,8 +39,27 @@ pub struct Environment {
     pub bus: EventBus,
     /// Where output goes.
     pub logs: LogBus,
+    /// In which each VM has limits of the host's; `None`: it has none.
+    pub cgroups: Option<Arc<Delegation>>,
     /// What outlives this supervisor; `None`: nothing does.
     pub keeper: Option<Arc<dyn Keeper>>,
+}
+
+impl Environment {
+    /// The cgroup of one boot.
+    pub(crate) fn leaf(
+        &self,
+        plan: &WorkerPlan,
+        boot: BootId,
+        acceleration: Acceleration,
+    ) -> Option<Arc<Leaf>> {
+        let size = VmSize {
+            memory: plan.spec.resources.memory,
+            cpus: plan.spec.resources.cpus.into(),
+            acceleration,
+        };
+        self.cgroups.as_ref()?.leaf(&plan.spec.name, boot, &size)
+    }
 }
 
 /// One worker, ready to be started.

@@ -38,6 +38,9 @@ pub struct ShimRequest {
     pub allow_user_namespace: bool,
     /// What the program is held to; `None` leaves it what its user may do.
     pub confinement: Option<Confinement>,
+    /// One more descriptor follows those of the program: the `cgroup.procs` of the cgroup in which
+    /// the shim and all that it starts are to be.
+    pub joins_cgroup: bool,
 }
 
 /// All that a confined program can reach besides its descriptors. Paths are absolute; what is not
@@ -46,10 +49,25 @@ pub struct ShimRequest {
 pub struct Confinement {
     /// Files, and directories with all below them, that it may read.
     pub read: Vec<Vec<u8>>,
+    /// Directories in which it may change whatever its user may.
+    pub write: Vec<Vec<u8>>,
     /// Devices that it may read, write and control.
     pub devices: Vec<Vec<u8>>,
     /// Programs that it may execute; its own and that one's interpreter among them.
     pub execute: Vec<Vec<u8>>,
+    /// Files among its descriptors that it may open anew, by their paths in `/proc`.
+    pub reopen: Vec<Reopen>,
+    /// How many threads it may have, where the kernel counts those of its user namespace alone.
+    pub threads: u64,
+}
+
+/// A descriptor whose file may be opened anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Reopen {
+    /// Its number in the program.
+    pub fd: i32,
+    /// For writing too.
+    pub writable: bool,
 }
 
 /// What became of one layer of a confinement.
@@ -113,6 +131,8 @@ pub struct Isolation {
     pub refused: Option<i32>,
     /// What became of the confinement; `None` if none was wanted.
     pub layers: Option<Layers>,
+    /// Whether it is in its cgroup; `None` if none was wanted.
+    pub cgroup: Option<Layer>,
 }
 
 /// From the shim to the supervisor.
@@ -231,9 +251,16 @@ mod tests {
             allow_user_namespace: true,
             confinement: Some(Confinement {
                 read: vec![b"/usr/lib".to_vec(), b"/\xfe".to_vec()],
+                write: vec![b"/home/\xfd".to_vec()],
                 devices: vec![b"/dev/null".to_vec()],
                 execute: vec![b"/\xff".to_vec()],
+                reopen: vec![Reopen {
+                    fd: 9,
+                    writable: true,
+                }],
+                threads: 64,
             }),
+            joins_cgroup: true,
         };
         let bytes = encode_spec(&request).unwrap();
         assert_eq!(decode_spec::<ShimRequest>(&bytes).unwrap(), request);

@@ -21,6 +21,7 @@ use iii_firmware::options::OptionsError;
 use iii_firmware::{Firmware, FirmwareError, FirmwareOptions, Progress};
 use iii_image::registry::RegistryOptions;
 use iii_proto::ids::WorkerName;
+use iii_vmm::cgroup::{Delegation, Refusal as CgroupRefusal, Wish};
 use iii_vmm::choice::{AccelerationWish, UnknownAcceleration};
 use iii_vmm::helpers::{self, HelperError, HelperPlaces};
 use iii_vmm::process::{SHIM, SpawnError, Spawner};
@@ -116,6 +117,7 @@ pub struct SupervisorBuilder {
     state_dir: Option<PathBuf>,
     forget: bool,
     store_logs: bool,
+    take_cgroup: bool,
 }
 
 impl std::fmt::Debug for SupervisorBuilder {
@@ -128,6 +130,7 @@ impl std::fmt::Debug for SupervisorBuilder {
             .field("state_dir", &self.state_dir)
             .field("forget", &self.forget)
             .field("store_logs", &self.store_logs)
+            .field("take_cgroup", &self.take_cgroup)
             .finish_non_exhaustive()
     }
 }
@@ -200,6 +203,15 @@ impl SupervisorBuilder {
         self
     }
 
+    /// Whether each VM gets limits of the host's kernel (memory, processes, CPU time) where this
+    /// process's cgroup was handed to it (a service or scope with `Delegate=yes`, a container that
+    /// holds nothing else). That moves this whole process, its children with it, into a cgroup below;
+    /// so it is not done unless it is asked for. Where nothing was handed over, nothing is done.
+    pub fn take_cgroup(mut self, take: bool) -> Self {
+        self.take_cgroup = take;
+        self
+    }
+
     /// Checks the host, fetches what is missing, and starts a supervisor without workers.
     ///
     /// # Errors
@@ -234,6 +246,7 @@ impl SupervisorBuilder {
             places: host.places,
             bus: bus.clone(),
             logs: logs.clone(),
+            cgroups: host.cgroups,
             keeper: keeper.clone().map(|keeper| keeper as Arc<dyn Keeper>),
         })?;
         Ok(Supervisor {
@@ -257,6 +270,7 @@ struct Host {
     firmware: Firmware,
     images: Images,
     guests: Guests,
+    cgroups: Option<Arc<Delegation>>,
 }
 
 impl Host {
@@ -282,7 +296,15 @@ impl Host {
         }
         let guests = Guests::new(firmware.clone(), places.clone(), options.progress.clone());
         let firmware = Firmware::locate(&firmware, &*options.progress)?;
+        let cgroups = match options.take_cgroup {
+            true => Delegation::take(Wish::from_env()),
+            false => Err(CgroupRefusal::Off),
+        };
+        let cgroups = cgroups
+            .inspect_err(|reason| tracing::debug!(%reason, "VMs have no cgroups of the host"))
+            .ok();
         Ok(Self {
+            cgroups,
             images,
             guests,
             vmms,
@@ -364,6 +386,7 @@ impl Supervisor {
             state_dir: None,
             forget: false,
             store_logs: true,
+            take_cgroup: false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a VMM's process may reach besides its descriptors: the program, the libraries it is linked
 //! with, its read-only data (firmware, option ROMs), the guest's kernel, and `/dev/kvm` where it
-//! uses that. Everything that belongs to a worker comes by descriptor.
+//! uses that. Everything that belongs to a worker comes by descriptor, but for the directories that a
+//! VMM shows to its guest itself, and the disks that it insists on opening by path ([`Needs`]).
 //!
 //! The shim enforces it ([`iii_proto::shim::Confinement`]).
 
@@ -9,10 +10,11 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use iii_proto::shim::{Confinement, Isolation, Namespace};
+use iii_proto::shim::{Confinement, Isolation, Namespace, Reopen};
+use rustix::process::{Resource, getrlimit};
 
 use crate::helpers::{self, HelperPlaces};
-use crate::process::{ChildExit, ChildSpec, SHIM, SpawnError, Spawner};
+use crate::process::{ChildExit, ChildSpec, ResourceLimit, SHIM, SpawnError, Spawner};
 
 /// Where the system's libraries and a VMM's data are, over the distributions. `/lib` and the like
 /// are links to some of them on most, and directories of their own on the others.
@@ -45,13 +47,60 @@ pub fn is_wanted() -> bool {
     std::env::var_os(VARIABLE).is_none_or(|value| value != "off")
 }
 
-/// For this program, with these files to read and devices to use.
-fn of_program(program: &Path, files: &[PathBuf], devices: &[&str]) -> Confinement {
+/// What one VMM needs for one VM, beside its program.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// Files that it reads.
+    pub files: Vec<PathBuf>,
+    /// Devices that it uses.
+    pub devices: Vec<&'static str>,
+    /// Directories that it shows to its guest, and whether the guest may change what is in them.
+    pub exports: Vec<(PathBuf, bool)>,
+    /// Files among its descriptors that it opens anew by path.
+    pub reopened: Vec<Reopen>,
+    /// Virtual CPUs, each of which is a thread.
+    pub cpus: u32,
+}
+
+/// Threads of a VMM beside its virtual CPUs: QEMU's pool for files has up to 64, libkrun has a few per
+/// device.
+const THREADS: u64 = 192;
+
+/// Descriptors of a VMM that serves no files: two dozen ends of a VM, an event or two for each device
+/// and virtual CPU.
+const DESCRIPTORS: u64 = 4096;
+
+/// Memory that a VMM may lock, in bytes: as much as an ordinary user has been given on all systems.
+/// None has its guest's memory locked.
+const LOCKED_BYTES: u64 = 64 << 10;
+
+fn limits(needs: &Needs) -> [ResourceLimit; 2] {
+    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let most = match needs.exports.is_empty() {
+        true => DESCRIPTORS.min(hard),
+        // It has a descriptor for each file that its guest knows.
+        false => hard,
+    };
+    [
+        ResourceLimit::both(libc::RLIMIT_NOFILE, most),
+        ResourceLimit::both(libc::RLIMIT_MEMLOCK, LOCKED_BYTES),
+    ]
+}
+
+/// For this program.
+fn of_program(program: &Path, needs: Needs) -> Confinement {
     let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
     let mut read: Vec<Vec<u8>> = SYSTEM.iter().map(|path| path.as_bytes().to_vec()).collect();
-    read.extend(files.iter().map(|path| bytes(path)));
+    read.extend(needs.files.iter().map(|path| bytes(path)));
     if let Some(prefix) = prefix_of(program) {
         read.extend(BESIDE.iter().map(|beside| bytes(&prefix.join(beside))));
+    }
+    let mut write = Vec::new();
+    for (directory, writable) in &needs.exports {
+        match writable {
+            true => write.push(bytes(directory)),
+            false => read.push(bytes(directory)),
+        }
     }
     let mut execute = vec![bytes(program)];
     match interpreter_of(program) {
@@ -63,12 +112,15 @@ fn of_program(program: &Path, files: &[PathBuf], devices: &[&str]) -> Confinemen
     }
     Confinement {
         read,
+        write,
         execute,
         devices: DEVICES
             .iter()
-            .chain(devices)
+            .chain(&needs.devices)
             .map(|path| path.as_bytes().to_vec())
             .collect(),
+        reopen: needs.reopened,
+        threads: THREADS + u64::from(needs.cpus),
     }
 }
 
@@ -77,7 +129,7 @@ pub fn probe(spawner: &Spawner, places: &HelperPlaces) -> Result<Isolation, Spaw
     let shim = helpers::find(SHIM, places)?;
     let mut spec = ChildSpec::new(&shim, "confinement probe");
     spec.arg("--version");
-    confine(&mut spec, &[], &[]);
+    confine(&mut spec, Needs::default());
     let (ended, end) = std::sync::mpsc::channel();
     let handle = spawner.spawn(spec, places, move |exit| {
         // The receiver waits below.
@@ -94,10 +146,11 @@ pub fn probe(spawner: &Spawner, places: &HelperPlaces) -> Result<Isolation, Spaw
 }
 
 /// Confines a child that is a VMM, with namespaces that have nothing in them.
-pub fn confine(spec: &mut ChildSpec, files: &[PathBuf], devices: &[&str]) {
+pub fn confine(spec: &mut ChildSpec, needs: Needs) {
     spec.namespaces = vec![Namespace::Pid, Namespace::Ipc, Namespace::Network];
     spec.allow_user_namespace = true;
-    spec.confinement = Some(of_program(&spec.program, files, devices));
+    spec.rlimits.extend(limits(&needs));
+    spec.confinement = Some(of_program(&spec.program, needs));
 }
 
 /// Where the program was installed: above its `bin`.
@@ -195,9 +248,25 @@ mod tests {
 
     #[test]
     fn a_program_of_an_own_prefix_brings_its_libraries_and_one_of_the_root_does_not() {
-        let read = |program: &str| of_program(Path::new(program), &[], &[]).read;
+        let read = |program: &str| of_program(Path::new(program), Needs::default()).read;
         assert!(read("/opt/qemu/bin/qemu").contains(&b"/opt/qemu/share/qemu".to_vec()));
         assert_eq!(prefix_of(Path::new("/bin/qemu")), None);
         assert_eq!(prefix_of(Path::new("/home/me/qemu")), None);
+    }
+
+    #[test]
+    fn exports_are_reached_as_the_guest_may_and_need_a_descriptor_per_file() {
+        let needs = Needs {
+            exports: vec![("/usr".into(), false), ("/home/me/project".into(), true)],
+            ..Needs::default()
+        };
+        let [files, _] = limits(&needs);
+        let [few, locked] = limits(&Needs::default());
+        assert!(files.hard >= few.hard);
+        assert!(few.hard <= DESCRIPTORS);
+        assert_eq!(locked.soft, LOCKED_BYTES);
+        let confinement = of_program(Path::new("/opt/krun/bin/iii-krun"), needs);
+        assert!(confinement.read.contains(&b"/usr".to_vec()));
+        assert_eq!(confinement.write, [b"/home/me/project".to_vec()]);
     }
 }

@@ -27,6 +27,9 @@ impl fmt::Display for Acceleration {
     }
 }
 
+/// The device by which KVM is used.
+pub(crate) const KVM: &str = "/dev/kvm";
+
 /// What opening `/dev/kvm` for reading and writing came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DevKvm {
@@ -74,7 +77,7 @@ impl HostFacts {
             "aarch64" => Arch::Aarch64,
             _ => Arch::Other,
         };
-        let dev_kvm = match OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        let dev_kvm = match OpenOptions::new().read(true).write(true).open(KVM) {
             Ok(_) => DevKvm::Opens,
             Err(error) => match error.kind() {
                 ErrorKind::NotFound => DevKvm::Absent,

@@ -5,6 +5,7 @@
 //!   (`src/bin/iii-shim`), which keeps it from outliving us;
 //! * [`helpers`]: finds helper binaries and checks that they are of this build;
 //! * [`confinement`]: what a VMM's process is held to;
+//! * [`cgroup`]: the limits that the host keeps for the processes of one VM together;
 //! * [`vmm`]: the trait [`Vmm`](vmm::Vmm) and what a launch is made of; [`qemu`] and [`krun`]: its
 //!   implementations; `machine`: what they have in common; [`guest`]: the architectures of guests;
 //! * [`host`]: what kind of virtualisation this host has, decided from facts; [`choice`]: which VMM
@@ -16,6 +17,7 @@
 //! decides *whether* a VM runs; an asynchronous runtime; reading what a guest sends.
 #![deny(unsafe_code)]
 
+pub mod cgroup;
 pub mod choice;
 pub mod confinement;
 pub mod guest;

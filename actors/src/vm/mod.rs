@@ -23,6 +23,7 @@ use iii_proto::control::{
 use iii_proto::ids::{BootId, GuestPid};
 use iii_proto::restart::Exit;
 use iii_proto::{CONTROL_PORT, EXEC_PORT, LOG_PORT};
+use iii_vmm::cgroup::Leaf;
 use iii_vmm::host::Acceleration;
 use iii_vmm::process::{ChildExit, KillOnDrop, Stdio};
 use iii_vmm::vmm::{VmExport, VmLaunch, VmNetwork, VmPort};
@@ -68,6 +69,8 @@ pub(crate) struct VmActor {
     to_guest: Option<mpsc::UnboundedSender<Vec<u8>>>,
     exec: Option<ExecOwner>,
     process: Option<KillOnDrop>,
+    /// The cgroup of this boot.
+    leaf: Option<Arc<Leaf>>,
     /// The last question about the guest's memory, and who waits for its answer.
     question: u64,
     curious: Vec<MemoryAnswer>,
@@ -123,6 +126,7 @@ impl VmActor {
             to_guest: None,
             exec: None,
             process: None,
+            leaf: None,
             question: 0,
             curious: Vec::new(),
             control: None,
@@ -235,7 +239,9 @@ impl VmActor {
             VmEnd::Failed(failure) => {
                 // What the guest's kernel said, or else what the VMM did, tells more than the end;
                 // unless the VMM's words are the cause already.
-                let said = self.console.panic_line();
+                let out_of_memory = self.leaf.as_ref().and_then(|leaf| leaf.out_of_memory());
+                let said = out_of_memory.map(|memory| memory.to_string());
+                let said = said.or_else(|| self.console.panic_line());
                 let said = said.or_else(|| match self.gave_up {
                     true => None,
                     false => self.stderr.last_line(),
@@ -368,6 +374,7 @@ impl VmActor {
         let mut command = self.vmm.vmm.command(launch).map_err(|e| text(&e))?;
         let (stderr, vmm_stderr) = StdUnixStream::pair().map_err(socket)?;
         command.stderr = Stdio::Fd(vmm_stderr.into());
+        command.cgroup.clone_from(&self.leaf);
         let ended = ctx.address();
         let process = self
             .processes
@@ -548,9 +555,12 @@ impl Actor for VmActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        let acceleration = self.vmm.info.acceleration;
+        self.leaf = self.env.leaf(&self.plan, self.boot, acceleration);
         let serve = self.fs.send(Serve {
             boot: self.boot,
             by: self.vmm.vmm.exports(),
+            leaf: self.leaf.clone(),
         });
         ctx.spawn(
             serve

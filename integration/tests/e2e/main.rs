@@ -29,6 +29,7 @@ mod exec_command;
 mod failures;
 mod files;
 mod foreign;
+mod host_cgroups;
 mod images;
 mod logs;
 mod memory;

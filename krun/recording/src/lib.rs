@@ -4,11 +4,14 @@
 //! * `III_RECORDING` names the file; a line per call.
 //! * `III_RECORDING_ANSWERS` holds `call=answer` pairs, separated by commas: a number is returned
 //!   (`krun_has_feature.1=0` is about one feature); for `krun_start_enter` it may also be
-//!   `exit:STATUS`, `abort`, `hang`, or `speak`, which uses every descriptor once as a VM would and
-//!   then hangs until its first port is closed.
+//!   `exit:STATUS`, `abort`, `hang`, `speak`, which uses every descriptor once as a VM would and then
+//!   hangs until its first port is closed, or `serve`, which opens initramfs, console, disks and what
+//!   is in the exports the way libkrun does, and ends.
 //!
 //! Nothing of libkrun is copied; what the functions take is what its public header says.
 #![allow(unsafe_code, clippy::missing_safety_doc)]
+
+mod serve;
 
 use std::ffi::{CStr, c_char, c_int};
 use std::fs::{File, OpenOptions};
@@ -27,7 +30,10 @@ struct Vm {
     initramfs: String,
     console: String,
     ports: Vec<(String, c_int)>,
-    disks: Vec<(String, String)>,
+    /// Serial number, path, read-only.
+    disks: Vec<(String, String, bool)>,
+    /// Tag and path.
+    exports: Vec<(String, String)>,
     network: Option<c_int>,
 }
 
@@ -173,6 +179,7 @@ pub unsafe extern "C" fn krun_add_virtiofs4(
 ) -> c_int {
     // SAFETY: the caller gives strings as libkrun's API wants them.
     let (tag, path) = unsafe { (text(tag), text(path)) };
+    note(|vm| vm.exports.push((tag.clone(), path.clone())));
     let arguments = format!("{ctx}, {tag}, {path}, {window}, {read_only}, {semantics}");
     answer("krun_add_virtiofs4", &arguments, 0)
 }
@@ -189,7 +196,7 @@ pub unsafe extern "C" fn krun_add_disk3(
 ) -> c_int {
     // SAFETY: the caller gives strings as libkrun's API wants them.
     let (id, path) = unsafe { (text(id), text(path)) };
-    note(|vm| vm.disks.push((id.clone(), path.clone())));
+    note(|vm| vm.disks.push((id.clone(), path.clone(), read_only)));
     let arguments = format!("{ctx}, {id}, {path}, {format}, {read_only}, {direct}, {sync}");
     answer("krun_add_disk3", &arguments, 0)
 }
@@ -275,6 +282,11 @@ pub extern "C" fn krun_start_enter(ctx: u32) -> c_int {
             // SAFETY: as above.
             unsafe { _exit(0) }
         }
+        "serve" => {
+            serve::all();
+            // SAFETY: as above.
+            unsafe { _exit(0) }
+        }
         number => number.parse().expect("a number, or an order that is known"),
     }
 }
@@ -292,7 +304,7 @@ fn speak() {
         "saw initramfs {:?}",
         String::from_utf8_lossy(&initramfs)
     ));
-    for (id, path) in &vm.disks {
+    for (id, path, _) in &vm.disks {
         let start = std::fs::read(path).expect("the disk can be read");
         record(&format!(
             "saw disk {id} {:?}",

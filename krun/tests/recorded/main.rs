@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used)]
 
+mod confined;
 mod launcher;
 mod program;
 mod through_vmm;

@@ -21,6 +21,11 @@ pub(crate) fn command() -> Command {
     command
 }
 
+/// The directory of the recording libkrun.
+pub(crate) fn library() -> &'static Path {
+    &built().library
+}
+
 fn built() -> &'static Built {
     static BUILT: OnceLock<Built> = OnceLock::new();
     BUILT.get_or_init(build)

@@ -42,6 +42,8 @@ Environment:
                       (both for guests of another architecture: with _AARCH64 or _X86_64 behind it)
   III_HELPER_DIR      where iii-shim, iii-vfs and iii-krun are
   III_CONFINEMENT     off: a VMM may do what its user may (for a host where it does not start)
+  III_CGROUPS         off: VMs get no limits of the host's; on: also where nothing shows that
+                      this process's cgroup was handed to it
   III_HOME            the cache, instead of ~/.iii
   III_URL             where workers find the iii engine, unless --engine or the file says it
   III_VMM             what runs the VMs, unless --vmm says it: auto, krun or qemu

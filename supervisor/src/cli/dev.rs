@@ -142,6 +142,7 @@ async fn develop(options: Options, plan: Plan, args: &DevArguments, format: Form
     let builder = Supervisor::builder()
         .state_dir(state.clone())
         .forget(true)
+        .take_cgroup(true)
         .vmm(choice)
         .progress(progress.clone());
     let supervisor = tokio::select! {

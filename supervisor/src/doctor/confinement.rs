@@ -93,6 +93,7 @@ mod tests {
                 landlock: Layer::Applied,
                 system_calls: Layer::Applied,
             }),
+            cgroup: None,
         };
         let check = judge(&Ok(isolation.clone()));
         assert_eq!(check.verdict, Verdict::Ok);

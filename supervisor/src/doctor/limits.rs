@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use iii_vmm::cgroup::{Held, Refusal, VARIABLE, Wish, look};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
@@ -32,7 +33,7 @@ pub(super) fn all() -> Vec<Check> {
     let cgroup = Cgroup::of_this_process(Path::new(CGROUPS));
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory = memory(&meminfo, cgroup.memory_left);
-    vec![files, namespaces, cgroup.check(), memory]
+    vec![files, namespaces, cgroups(look(Wish::from_env())), memory]
 }
 
 /// Below this a guest that walks a large tree makes its file server run short.
@@ -78,14 +79,43 @@ fn user_namespaces(
     }
 }
 
-/// The control group that this process is in.
+/// Nothing depends on it: the limits of a workload are kept by the guest's own kernel.
+fn cgroups(found: Result<Held, Refusal>) -> Check {
+    let (id, title) = ("cgroups", "host cgroups");
+    match found {
+        Ok(Held { root, controllers }) => {
+            let names: Vec<String> = controllers.iter().map(ToString::to_string).collect();
+            let found = format!(
+                "each VM is limited in {} ({})",
+                root.display(),
+                names.join(", ")
+            );
+            Check::ok(id, title, found)
+        }
+        Err(reason) => {
+            let fix = match reason {
+                Refusal::Off => format!("unset {VARIABLE}, to have them"),
+                _ => String::from(
+                    "nothing has to be done; to have them: run iii-super as a service with \
+                     Delegate=yes, or as `systemd-run --user --scope -p Delegate=yes iii-super run`",
+                ),
+            };
+            Check {
+                fix: Some(fix),
+                ..Check::ok(
+                    id,
+                    title,
+                    format!("no limits around a VM beside its own: {reason}"),
+                )
+            }
+        }
+    }
+}
+
+/// What the control group that this process is in leaves of its memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Cgroup {
     version: Option<u8>,
-    /// Whether this user may make groups below it.
-    delegated: bool,
-    /// Of version 2: what may be limited below it.
-    controllers: String,
     /// What is left of its limit of memory, if it has one.
     memory_left: Option<u64>,
 }
@@ -110,12 +140,8 @@ impl Cgroup {
             let group = mount.join(group(&str::is_empty).unwrap_or_default());
             let left = number(group.join("memory.max"))
                 .map(|most| most.saturating_sub(number(group.join("memory.current")).unwrap_or(0)));
-            let controllers = fs::read_to_string(group.join("cgroup.controllers"));
             return Self {
                 version: Some(2),
-                delegated: access(&group, AccessFlags::W_OK).is_ok()
-                    && access(&group.join("cgroup.procs"), AccessFlags::W_OK).is_ok(),
-                controllers: controllers.unwrap_or_default().trim().to_owned(),
                 memory_left: left,
             };
         }
@@ -131,22 +157,8 @@ impl Cgroup {
             });
         Self {
             version: mount.exists().then_some(1),
-            delegated: false,
-            controllers: String::new(),
             memory_left: left,
         }
-    }
-
-    /// Nothing depends on it: the limits of a workload are kept by the guest's own kernel.
-    fn check(&self) -> Check {
-        let found = match (self.version, self.delegated) {
-            (Some(2), true) => format!("version 2, delegated to this user ({})", self.controllers),
-            (Some(2), false) => String::from("version 2, not delegated to this user"),
-            (Some(_), _) => String::from("version 1, which is not delegated to users"),
-            (None, _) => String::from("none"),
-        };
-        let found = format!("{found}; not needed, limits are kept by the guest's kernel");
-        Check::ok("cgroups", "host cgroups", found)
     }
 }
 
@@ -257,6 +269,7 @@ fn rough(bytes: u64) -> String {
 mod tests {
     use super::super::Verdict::{Failure, Ok, Warning};
     use super::*;
+    use iii_vmm::cgroup::Controller;
 
     #[test]
     fn facts_are_judged() {
@@ -291,6 +304,26 @@ mod tests {
     }
 
     #[test]
+    fn what_limits_vms_is_told_or_why_nothing_does() {
+        let held = Held {
+            root: "/cg/iii.service".into(),
+            controllers: vec![Controller::Memory, Controller::Pids],
+        };
+        let check = cgroups(Result::Ok(held));
+        assert_eq!(
+            check.found,
+            "each VM is limited in /cg/iii.service (memory, pids)"
+        );
+        assert_eq!(check.fix, None);
+        let check = cgroups(Err(Refusal::NoHierarchy));
+        assert_eq!(check.verdict, Ok);
+        assert!(check.found.contains("this host has none"), "{check:?}");
+        assert!(check.fix.unwrap().contains("Delegate=yes"));
+        let check = cgroups(Err(Refusal::Off));
+        assert!(check.fix.unwrap().contains("III_CGROUPS"));
+    }
+
+    #[test]
     fn cgroups_of_both_versions_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
@@ -300,7 +333,6 @@ mod tests {
         };
         let none = Cgroup::read(&dir.path().join("none"), "");
         assert_eq!(none, Cgroup::default());
-        assert!(none.check().found.starts_with("none;"));
 
         write("one/memory/box/memory.limit_in_bytes", "1000\n");
         write("one/memory/box/memory.usage_in_bytes", "400\n");
@@ -314,18 +346,9 @@ mod tests {
         assert_eq!(Cgroup::read(&one, "4:memory:/box\n").memory_left, None);
 
         write("two/cgroup.controllers", "cpu\n");
-        write("two/user/cgroup.controllers", "cpu memory\n");
-        write("two/user/cgroup.procs", "");
         write("two/user/memory.max", "max\n");
         let cgroup = Cgroup::read(&dir.path().join("two"), "0::/user\n");
         assert_eq!((cgroup.version, cgroup.memory_left), (Some(2), None));
-        assert!(cgroup.delegated);
-        assert!(
-            cgroup
-                .check()
-                .found
-                .contains("delegated to this user (cpu memory)")
-        );
         write("two/user/memory.max", "5000\n");
         let cgroup = Cgroup::read(&dir.path().join("two"), "0::/user\n");
         assert_eq!(cgroup.memory_left, Some(5000));

@@ -46,7 +46,8 @@ pub(super) fn of(launch: VmLaunch, spec: &mut ChildSpec) -> Result<KrunLaunch, V
         match export.source {
             ExportSource::Directory { path, read_only } => exports.push(KrunExport {
                 tag: export.tag,
-                path,
+                // In a private root there are no links, and libkrun follows none at a path's end.
+                path: path.canonicalize().unwrap_or(path),
                 read_only,
             }),
             ExportSource::VhostUser(_) => {
@@ -59,7 +60,7 @@ pub(super) fn of(launch: VmLaunch, spec: &mut ChildSpec) -> Result<KrunLaunch, V
         worker: launch.worker.to_string(),
         cpus,
         memory_mib: launch.memory_mib,
-        kernel: launch.kernel,
+        kernel: launch.kernel.canonicalize().unwrap_or(launch.kernel),
         command_line,
         initrd_fd: spec.inherit(launch.initrd),
         console_fd: spec.inherit(launch.console),

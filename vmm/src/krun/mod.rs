@@ -6,8 +6,11 @@
 //! branch has takes a path, has no device for files, and no number by which `krun_has_feature` could
 //! be asked). Files that a guest makes there belong to whoever libkrun's own rules say.
 //!
-//! Its process is not confined yet: it serves directories of the host, and opens disks anew by the
-//! paths of their descriptors, both of which a private root forbids.
+//! Its process is confined as QEMU's is, and reaches more in two ways. It serves the exports itself:
+//! they are in its root, under their own paths, with the access that the guest has. It opens disks
+//! anew by the paths of their descriptors, which leads past that root, and which Landlock is told to
+//! let pass. Without capabilities it serves as an ordinary user's does, also where root has started
+//! it; and in an ordinary user's namespace files of others appear as `nobody`'s.
 //!
 //! No machine of ours has virtualisation that is real, so no VM has been seen under it: what is
 //! tested is that the launcher is told, and makes of it, what libkrun's API asks for.
@@ -18,10 +21,12 @@ mod launcher;
 use std::os::fd::AsFd;
 
 use iii_proto::codec::encode_spec;
-use iii_proto::krun::MAX_KRUN_LAUNCH;
+use iii_proto::krun::{KrunLaunch, MAX_KRUN_LAUNCH};
+use iii_proto::shim::Reopen;
 
+use crate::confinement::{self, Needs};
 use crate::helpers::HelperPlaces;
-use crate::host::Acceleration;
+use crate::host::{Acceleration, KVM};
 use crate::machine;
 use crate::process::{ChildSpec, Namespace};
 use crate::vmm::{ExportService, VmLaunch, Vmm, VmmError, VmmInfo};
@@ -79,10 +84,10 @@ impl Vmm for Krun {
 
     fn command(&self, launch: VmLaunch) -> Result<ChildSpec, VmmError> {
         let worker = launch.worker.clone();
-        let mut spec = ChildSpec::new(self.launcher.find()?, format!("{worker}/{NAME}"));
-        spec.namespaces = vec![Namespace::Pid, Namespace::Ipc];
-        // In a user namespace every file of others would be `nobody`'s, and libkrun reports owners.
-        spec.allow_user_namespace = launch.exports.is_empty();
+        let program = self.launcher.find()?;
+        // In its private root a link to it would lead nowhere.
+        let program = program.canonicalize().unwrap_or(program);
+        let mut spec = ChildSpec::new(program, format!("{worker}/{NAME}"));
         let console = rustix::fs::fstat(launch.console.as_fd())
             .map_err(|error| machine::invalid(&worker, format!("its console: {error}")))?;
         if rustix::fs::FileType::from_raw_mode(console.st_mode) == rustix::fs::FileType::Socket {
@@ -94,6 +99,14 @@ impl Vmm for Krun {
             let reason = format!("its launch description cannot be handed on: {reason}");
             machine::invalid(&worker, reason)
         };
+        if confinement::is_wanted() {
+            confinement::confine(&mut spec, needs_of(&description));
+        } else {
+            spec.namespaces = vec![Namespace::Pid, Namespace::Ipc];
+            // In a user namespace every file of others would be `nobody`'s, and libkrun reports
+            // owners.
+            spec.allow_user_namespace = description.exports.is_empty();
+        }
         let bytes = encode_spec(&description).map_err(|error| failed(error.to_string()))?;
         if bytes.len() > MAX_KRUN_LAUNCH {
             return Err(failed(format!("it has {} bytes", bytes.len())));
@@ -102,5 +115,26 @@ impl Vmm for Krun {
         let number = spec.inherit(sealed);
         spec.args(["--launch-fd", &number.to_string()]);
         Ok(spec)
+    }
+}
+
+fn needs_of(launch: &KrunLaunch) -> Needs {
+    Needs {
+        files: vec![launch.kernel.clone()],
+        devices: vec![KVM],
+        exports: launch
+            .exports
+            .iter()
+            .map(|export| (export.path.clone(), !export.read_only))
+            .collect(),
+        reopened: launch
+            .disks
+            .iter()
+            .map(|disk| Reopen {
+                fd: disk.fd,
+                writable: !disk.read_only,
+            })
+            .collect(),
+        cpus: launch.cpus.into(),
     }
 }

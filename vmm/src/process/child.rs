@@ -14,6 +14,7 @@ use super::error::SpawnError;
 use super::handle::{ChildExit, ChildHandle, Shared};
 use super::lifecycle::{StartFailure, State};
 use super::spawner::{OnExit, OnStart};
+use crate::cgroup::Leaf;
 
 /// A caller of `Spawner::spawn` must not wait for ever, say for a program on a network file
 /// system that hangs. The ordinary way takes milliseconds.
@@ -37,6 +38,8 @@ pub(super) struct Child {
     pub(super) shared: Option<Arc<Shared>>,
     pub(super) on_start: Option<OnStart>,
     pub(super) on_exit: Option<OnExit>,
+    /// Held, and so not removed, as long as anything of the child is in it.
+    pub(super) _cgroup: Option<Arc<Leaf>>,
 }
 
 impl Child {

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use iii_proto::codec::encode_spec;
 use iii_proto::shim::{Confinement, MAX_DESCRIPTORS, ShimRequest};
@@ -14,14 +15,17 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use super::error::SpawnError;
 use super::spec::{ChildSpec, Stdio};
+use crate::cgroup::Leaf;
 
 /// A request that is ready to be sent.
 #[derive(Debug)]
 pub(super) struct Prepared {
     /// The encoded [`ShimRequest`], in a memfd of its own.
     request: OwnedFd,
-    /// In the order of its targets.
+    /// In the order of its targets; that of the cgroup behind them.
     descriptors: Vec<OwnedFd>,
+    /// Held until nothing of the child is left.
+    pub(super) cgroup: Option<Arc<Leaf>>,
 }
 
 impl Prepared {
@@ -45,6 +49,15 @@ impl Prepared {
         for (fd, target) in spec.inherit {
             targets.push(target);
             descriptors.push(fd);
+        }
+        let cgroup = spec.cgroup;
+        if let Some(leaf) = &cgroup {
+            let entrance = leaf.entrance().map_err(|source| SpawnError::Shim {
+                label: spec.label.clone(),
+                shim: "iii-shim".into(),
+                source,
+            })?;
+            descriptors.push(entrance);
         }
         let bytes = |text: &OsStr| text.as_bytes().to_vec();
         let program = bytes(spec.program.as_os_str());
@@ -71,6 +84,7 @@ impl Prepared {
             namespaces: spec.namespaces,
             allow_user_namespace: spec.allow_user_namespace,
             confinement: spec.confinement,
+            joins_cgroup: cgroup.is_some(),
         };
         let encoded = encode_spec(&request).map_err(|source| SpawnError::Encode {
             label: spec.label.clone(),
@@ -84,6 +98,7 @@ impl Prepared {
         Ok(Self {
             request,
             descriptors,
+            cgroup,
         })
     }
 
@@ -94,7 +109,7 @@ impl Prepared {
             .map(AsFd::as_fd)
             .collect();
         let mut space =
-            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1))];
+            vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         // `check` has bounded the descriptors, so that the space suffices.
         let fits = control.push(SendAncillaryMessage::ScmRights(&all));
@@ -130,11 +145,14 @@ fn check(spec: &ChildSpec) -> Result<(), String> {
 
     if let Some(Confinement {
         read,
+        write,
         devices,
         execute,
+        reopen: _,
+        threads: _,
     }) = &spec.confinement
     {
-        for path in read.iter().chain(devices).chain(execute) {
+        for path in read.iter().chain(write).chain(devices).chain(execute) {
             absolute("reachable file", Path::new(OsStr::from_bytes(path)))?;
         }
     }

@@ -3,8 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use iii_proto::shim::{Confinement, Namespace};
+
+use crate::cgroup::Leaf;
 
 /// Where one of a child's standard streams goes.
 #[derive(Debug, Default)]
@@ -34,6 +37,15 @@ impl ResourceLimit {
         soft: 0,
         hard: 0,
     };
+
+    /// Soft and hard limit are the same.
+    pub fn both(resource: u32, most: u64) -> Self {
+        Self {
+            resource,
+            soft: most,
+            hard: most,
+        }
+    }
 }
 
 /// A child to be spawned. Nothing is inherited but what stands here.
@@ -71,6 +83,10 @@ pub struct ChildSpec {
     /// What the child is held to; nothing by default. What the kernel refuses of it, the child runs
     /// without, and the handle's [`isolation`](super::ChildHandle::isolation) says so.
     pub confinement: Option<Confinement>,
+    /// The cgroup in which the child and its shim are from their start; none by default. If the
+    /// kernel refuses it, the child runs without, and the handle's
+    /// [`isolation`](super::ChildHandle::isolation) says so.
+    pub cgroup: Option<Arc<Leaf>>,
     /// For logs: the worker and what the process does for it, such as `api/qemu`.
     pub label: String,
 }
@@ -92,6 +108,7 @@ impl ChildSpec {
             namespaces: vec![Namespace::Pid],
             allow_user_namespace: false,
             confinement: None,
+            cgroup: None,
             label: label.into(),
         }
     }

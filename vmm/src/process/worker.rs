@@ -8,7 +8,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use iii_proto::shim::{Isolation, ShimReport};
+use iii_proto::shim::{Isolation, Layer, ShimReport};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
@@ -196,6 +196,7 @@ impl Worker {
                         shared: None,
                         on_start: Some(on_start),
                         on_exit: Some(on_exit),
+                        _cgroup: request.cgroup.clone(),
                     },
                 );
             }
@@ -257,6 +258,10 @@ impl Worker {
             child.socket = None;
             return;
         };
+        if let Some(Layer::Refused(errno)) = isolation.cgroup {
+            let error = io::Error::from_raw_os_error(errno);
+            tracing::warn!(child = child.label, %error, "a child runs outside of its cgroup");
+        }
         child.isolation = isolation;
         child.pid = pid;
         let watched = self

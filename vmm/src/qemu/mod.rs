@@ -13,9 +13,9 @@ use std::path::PathBuf;
 
 use iii_proto::ids::WorkerName;
 
-use crate::confinement;
+use crate::confinement::{self, Needs};
 use crate::guest::GuestArch;
-use crate::host::Acceleration;
+use crate::host::{Acceleration, KVM};
 use crate::machine;
 use crate::process::{ChildSpec, Namespace};
 use crate::tsc;
@@ -24,9 +24,6 @@ use crate::vmm::{ExportSource, VmExport, VmLaunch, Vmm, VmmError, VmmInfo};
 use arguments::{Accelerator, Console, Disk, Export, Machine, Network, Port};
 use board::Board;
 use version::Program;
-
-/// The device by which KVM is used.
-const KVM: &str = "/dev/kvm";
 
 /// Short name of this VMM.
 pub(crate) const NAME: &str = "qemu";
@@ -132,12 +129,16 @@ fn command(
     spec.namespaces = vec![Namespace::Pid, Namespace::Ipc];
     spec.allow_user_namespace = true;
     if confinement::is_wanted() {
-        let devices: &[&str] = match accelerator {
-            Accelerator::Kvm => &[KVM],
-            Accelerator::Tcg { .. } => &[],
+        let needs = Needs {
+            files: vec![kernel.clone()],
+            devices: match accelerator {
+                Accelerator::Kvm => vec![KVM],
+                Accelerator::Tcg { .. } => Vec::new(),
+            },
+            cpus: launch.cpus,
+            ..Needs::default()
         };
-        let files = [kernel.clone()];
-        confinement::confine(&mut spec, &files, devices);
+        confinement::confine(&mut spec, needs);
     }
     let console = if is_socket(&launch.console) {
         Console::Socket(spec.inherit(launch.console))

@@ -256,6 +256,7 @@ async fn look(network: Network, workers: usize) -> Result<Scale, String> {
         places: HelperPlaces::in_directory(binaries()),
         bus: bus.clone(),
         logs: LogBus::default(),
+        cgroups: None,
         keeper: None,
     };
     let system = ActorSystem::start(environment).map_err(|e| text(&e))?;

@@ -132,6 +132,7 @@ async fn supervise(
     let builder = Supervisor::builder()
         .state_dir(project.directory().to_owned())
         .forget(args.reset_failed)
+        .take_cgroup(true)
         .vmm(vmm::wished(args.vmm).map_err(|error| refused(&error))?)
         .progress(progress.clone());
     let ready = tokio::select! {

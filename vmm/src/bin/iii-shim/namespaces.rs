@@ -49,6 +49,7 @@ pub(crate) fn enter(request: &ShimRequest) -> Isolation {
         user_namespace,
         refused: mapped.err().and_then(|error| error.raw_os_error()),
         layers: None,
+        cgroup: None,
     }
 }
 

@@ -16,7 +16,11 @@ use crate::{confinement, sys};
 /// Becomes the program, or tells the pipe why not. The pipe closes when the program is executed.
 pub(crate) fn run(request: Request, init: Pid, pipe: OwnedFd) -> ! {
     // Moved out of the way of the program's descriptors, together with them.
-    let Request { shim, descriptors } = request;
+    let Request {
+        shim,
+        descriptors,
+        cgroup: _,
+    } = request;
     let wanted: Vec<(OwnedFd, i32)> = descriptors
         .into_iter()
         .zip(shim.targets.iter().copied())
@@ -84,6 +88,9 @@ fn become_program(
     }
     if let Some(nice) = shim.nice {
         rustix::process::setpriority_process(None, nice).map_err(|e| limits(e.into()))?;
+    }
+    if let Some(confinement) = &shim.confinement {
+        confinement::limit_threads(confinement.threads).map_err(&limits)?;
     }
     let root = shim.confinement.as_ref().map(confinement::enter_root);
     chdir(c_string(&shim.cwd)?.as_c_str())

@@ -1,11 +1,11 @@
 //! The relay: the supervisor's own child.
 
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
-use iii_proto::shim::{Isolation, Namespace, ShimExit, ShimReport, ShimStage};
+use iii_proto::shim::{Isolation, Layer, Namespace, ShimExit, ShimReport, ShimStage};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -53,12 +53,16 @@ pub(crate) fn run() -> Result<Ended, Failure> {
     }
 }
 
-fn supervise(socket: BorrowedFd<'_>, request: request::Request) -> Result<Ended, Failure> {
+fn supervise(socket: BorrowedFd<'_>, mut request: request::Request) -> Result<Ended, Failure> {
     let setup = |error: io::Error| Failure::at(ShimStage::Setup)(error);
     // An ignored SIGCHLD is inherited and would make the kernel reap our children.
     sys::reset_signal_actions().map_err(setup)?;
     let signals = signals::capture().map_err(setup)?;
-    let isolation = namespaces::enter(&request.shim);
+    // First of all, and by a descriptor that the supervisor has opened with its own rights: whatever
+    // is made from here on is in it.
+    let cgroup = request.cgroup.take().map(join);
+    let mut isolation = namespaces::enter(&request.shim);
+    isolation.cgroup = cgroup;
     // After the change of credentials, which clears it.
     sys::die_with_parent().map_err(setup)?;
     if getppid().as_raw() != request.shim.parent_pid {
@@ -111,6 +115,15 @@ fn supervise(socket: BorrowedFd<'_>, request: request::Request) -> Result<Ended,
             request::report(socket, &ShimReport::Exited { status: exit }, &[]);
             return Ok(Ended::As(exit));
         }
+    }
+}
+
+/// Moves this process into the cgroup.
+fn join(processes: OwnedFd) -> Layer {
+    // 0 is the writer itself (cgroups(7)).
+    match File::from(processes).write_all(b"0") {
+        Ok(()) => Layer::Applied,
+        Err(error) => Layer::Refused(error.raw_os_error().unwrap_or(libc::EIO)),
     }
 }
 

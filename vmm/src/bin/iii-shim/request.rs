@@ -46,6 +46,8 @@ pub(crate) struct Request {
     pub(crate) shim: ShimRequest,
     /// The program's descriptors, in the order of the targets.
     pub(crate) descriptors: Vec<OwnedFd>,
+    /// The `cgroup.procs` of its cgroup.
+    pub(crate) cgroup: Option<OwnedFd>,
 }
 
 /// Takes the one request from the socket.
@@ -53,7 +55,7 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Request> {
     let protocol = || io::Error::from_raw_os_error(libc::EPROTO);
     let mut byte = [0u8; 1];
     let mut space =
-        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 1))];
+        vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS + 2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     rustix::io::retry_on_intr(|| {
         rustix::net::recvmsg(
@@ -76,10 +78,18 @@ pub(crate) fn receive(socket: BorrowedFd<'_>) -> io::Result<Request> {
     let mut bytes = Vec::new();
     memfd.take(MAX_SPEC as u64 + 1).read_to_end(&mut bytes)?;
     let shim: ShimRequest = decode_spec(&bytes).map_err(|_| protocol())?;
+    let cgroup = match shim.joins_cgroup {
+        true => Some(descriptors.pop().ok_or_else(protocol)?),
+        false => None,
+    };
     if shim.targets.len() != descriptors.len() {
         return Err(protocol());
     }
-    Ok(Request { shim, descriptors })
+    Ok(Request {
+        shim,
+        descriptors,
+        cgroup,
+    })
 }
 
 /// Sends a report. A supervisor that is gone needs none, and the lifeline tells us.

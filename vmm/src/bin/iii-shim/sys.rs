@@ -178,10 +178,12 @@ fn duplicate(fd: &OwnedFd, target: RawFd) -> io::Result<()> {
     }
 }
 
-/// Makes a mount read-only, with all mounts below it if `recursive` (mount_setattr(2)).
-pub(crate) fn make_read_only(
+/// Gives a mount these attributes (`MOUNT_ATTR_*`) on top of its own, with all mounts below it if
+/// `recursive` (mount_setattr(2)).
+pub(crate) fn restrict_mount(
     directory: BorrowedFd<'_>,
     path: &str,
+    attributes: u64,
     recursive: bool,
 ) -> io::Result<()> {
     /// The kernel's `struct mount_attr`.
@@ -193,7 +195,7 @@ pub(crate) fn make_read_only(
         user_namespace: u64,
     }
     let attributes = MountAttributes {
-        set: libc::MOUNT_ATTR_RDONLY,
+        set: attributes,
         clear: 0,
         propagation: 0,
         user_namespace: 0,

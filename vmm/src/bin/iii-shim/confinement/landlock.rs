@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use iii_proto::shim::{Confinement, Layer};
+use iii_proto::shim::{Confinement, Layer, Reopen};
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
@@ -26,6 +26,9 @@ pub(super) fn restrict(confinement: &Confinement) -> Layer {
 fn apply(confinement: &Confinement) -> Result<RulesetStatus, RulesetError> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let device = AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev;
+    // Nothing that is in there may be executed, and no device be made.
+    let write = AccessFs::from_all(KNOWN)
+        & !(AccessFs::Execute | AccessFs::IoctlDev | AccessFs::MakeChar | AccessFs::MakeBlock);
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(KNOWN))?
@@ -34,12 +37,21 @@ fn apply(confinement: &Confinement) -> Result<RulesetStatus, RulesetError> {
         .create()?;
     for (paths, access) in [
         (&confinement.read, read),
+        (&confinement.write, write),
         (&confinement.execute, AccessFs::ReadFile | AccessFs::Execute),
         (&confinement.devices, device),
     ] {
         for path in paths {
             rules = allow(rules, Path::new(OsStr::from_bytes(path)), access)?;
         }
+    }
+    for Reopen { fd, writable } in &confinement.reopen {
+        let access = match writable {
+            true => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate,
+            false => AccessFs::ReadFile.into(),
+        };
+        // The rule is the file's own, whatever its path is called.
+        rules = allow(rules, Path::new(&format!("/proc/self/fd/{fd}")), access)?;
     }
     Ok(rules.restrict_self()?.ruleset)
 }

@@ -8,11 +8,14 @@
 mod landlock;
 mod root;
 mod system_calls;
+mod threads;
 
 use std::io;
 
 use iii_proto::shim::{Confinement, Layer, Layers};
 use rustix::thread::{CapabilitySet, CapabilitySets};
+
+pub(crate) use threads::limit as limit_threads;
 
 /// Makes the private root and enters it.
 pub(crate) fn enter_root(confinement: &Confinement) -> Layer {

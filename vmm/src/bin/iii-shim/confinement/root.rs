@@ -1,5 +1,6 @@
-//! A root directory of its own: a small tmpfs with read-only binds of what the program may reach,
-//! in a mount namespace of its own. What is not in it has no name for the program at all.
+//! A root directory of its own: a small tmpfs with binds of what the program may reach, read-only
+//! but for what it may change, in a mount namespace of its own. What is not in it has no name for the
+//! program at all.
 //!
 //! All is done on detached mounts (the kernel's newer mount calls), so that it needs no directory of
 //! the host to work in, and the host's mounts never see any of it.
@@ -24,10 +25,25 @@ use crate::sys;
 /// Directories and empty files to mount on are all that is in it.
 const SIZE: &str = "1m";
 
-/// A subtree of the host that the new root will show.
-struct Source {
+/// What a program may do with what it is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Access {
+    Read,
+    Write,
+    /// Of a device, which nothing else is.
+    Device,
+}
+
+/// A subtree of the host that the new root will show, under its own path, which holds no link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
     path: PathBuf,
     is_directory: bool,
+    access: Access,
+}
+
+struct Source {
+    wanted: Wanted,
     tree: OwnedFd,
 }
 
@@ -41,21 +57,26 @@ pub(super) fn enter(confinement: &Confinement) -> io::Result<()> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
     let mut sources = Vec::new();
-    for (paths, read_only) in [
-        (&confinement.read, true),
-        (&confinement.execute, true),
-        (&confinement.devices, false),
-    ] {
-        for path in paths {
-            sources.extend(open_source(Path::new(OsStr::from_bytes(path)), read_only)?);
-        }
+    for wanted in arranged(find(confinement)?) {
+        let tree = open_source(&wanted)?;
+        sources.push(Source { wanted, tree });
     }
     let processes = match new_filesystem("proc", &[("subset", "pid")], true) {
         Ok(own) => own,
         // A container that covers parts of /proc must not uncover them this way.
         Err(_) => clone_tree(Path::new("/proc"))?,
     };
-    let root = new_filesystem("tmpfs", &[("size", SIZE), ("mode", "755")], false)?;
+    // Sorted by path: where the whole of the host is shown, it comes first.
+    let whole = sources
+        .first()
+        .map(|first| first.wanted.path == Path::new("/"));
+    let (root, is_changed) = if whole == Some(true) {
+        let first = sources.remove(0);
+        (first.tree, first.wanted.access == Access::Write)
+    } else {
+        let own = new_filesystem("tmpfs", &[("size", SIZE), ("mode", "755")], false)?;
+        (own, false)
+    };
     // Everything from the host is held by descriptor by now, so that it does not matter what this
     // covers. /proc is there in every process' view that the shim can have been started in.
     attach(root.as_fd(), CWD, "/proc")?;
@@ -65,13 +86,16 @@ pub(super) fn enter(confinement: &Confinement) -> io::Result<()> {
         Mode::empty(),
     )?;
     sources.push(Source {
-        path: "/proc".into(),
-        is_directory: true,
+        wanted: Wanted {
+            path: "/proc".into(),
+            is_directory: true,
+            access: Access::Read,
+        },
         tree: processes,
     });
-    for source in &sources {
-        let target = make_target(root.as_fd(), &source.path, source.is_directory)?;
-        attach(source.tree.as_fd(), target.as_fd(), "")?;
+    for Source { wanted, tree } in &sources {
+        let target = make_target(root.as_fd(), &wanted.path, wanted.is_directory)?;
+        attach(tree.as_fd(), target.as_fd(), "")?;
     }
     make_links(root.as_fd(), &sources)?;
     fchdir(root.as_fd())?;
@@ -79,26 +103,68 @@ pub(super) fn enter(confinement: &Confinement) -> io::Result<()> {
     pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
     chdir("/")?;
-    sys::make_read_only(CWD, "/", false)
+    if is_changed {
+        return Ok(());
+    }
+    sys::restrict_mount(CWD, "/", libc::MOUNT_ATTR_RDONLY, false)
 }
 
-/// `None`: it is not there.
-fn open_source(path: &Path, read_only: bool) -> io::Result<Option<Source>> {
-    let Ok(found) = rustix::fs::stat(path) else {
-        return Ok(None);
-    };
-    // A link is made anew (see `make_links`); what it leads to is on the list under its own name.
-    let path = path.canonicalize()?;
-    let tree = clone_tree(&path)?;
-    if read_only {
-        sys::make_read_only(tree.as_fd(), "", true)?;
+/// What of the listed is there.
+fn find(confinement: &Confinement) -> io::Result<Vec<Wanted>> {
+    let mut found = Vec::new();
+    for (paths, access) in [
+        (&confinement.read, Access::Read),
+        (&confinement.execute, Access::Read),
+        (&confinement.write, Access::Write),
+        (&confinement.devices, Access::Device),
+    ] {
+        for path in paths {
+            let path = Path::new(OsStr::from_bytes(path));
+            let Ok(stat) = rustix::fs::stat(path) else {
+                continue;
+            };
+            found.push(Wanted {
+                // A link is made anew (see `make_links`); what it leads to is on the list under its
+                // own name.
+                path: path.canonicalize()?,
+                is_directory: FileType::from_raw_mode(stat.st_mode) == FileType::Directory,
+                access,
+            });
+        }
     }
-    let is_directory = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
-    Ok(Some(Source {
-        path,
-        is_directory,
-        tree,
-    }))
+    Ok(found)
+}
+
+/// In the order in which they are mounted: what contains others before them. What something above
+/// shows already, with the same or more access, is left out.
+fn arranged(mut wanted: Vec<Wanted>) -> Vec<Wanted> {
+    wanted.sort_by(|a, b| a.path.cmp(&b.path).then(b.access.cmp(&a.access)));
+    let mut kept: Vec<Wanted> = Vec::new();
+    for one in wanted {
+        let shown = kept.iter().any(|other| {
+            let same = one.path == other.path;
+            let below = one.access != Access::Device && one.path.starts_with(&other.path);
+            same || below && other.access >= one.access
+        });
+        if !shown {
+            kept.push(one);
+        }
+    }
+    kept
+}
+
+fn open_source(wanted: &Wanted) -> io::Result<OwnedFd> {
+    let tree = clone_tree(&wanted.path)?;
+    let no_devices = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+    match wanted.access {
+        Access::Read => {
+            let attributes = libc::MOUNT_ATTR_RDONLY | no_devices;
+            sys::restrict_mount(tree.as_fd(), "", attributes, true)?;
+        }
+        Access::Write => sys::restrict_mount(tree.as_fd(), "", no_devices, true)?,
+        Access::Device => {}
+    }
+    Ok(tree)
 }
 
 fn clone_tree(path: &Path) -> io::Result<OwnedFd> {
@@ -142,21 +208,26 @@ fn make_target(root: BorrowedFd<'_>, path: &Path, is_directory: bool) -> io::Res
             | Component::ParentDir => None,
         })
         .collect();
-    let existing = |result: rustix::io::Result<()>| match result {
-        Err(error) if error != rustix::io::Errno::EXIST => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    };
+    let path_only = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     for (index, name) in names.iter().enumerate() {
         let last = index + 1 == names.len();
+        // In a directory of the host that is mounted already it is there, and is not to be made.
+        match rustix::fs::openat(&directory, *name, path_only, Mode::empty()) {
+            Ok(there) => {
+                directory = there;
+                continue;
+            }
+            Err(rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
         if last && !is_directory {
-            let flags = OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             drop(rustix::fs::openat(&directory, *name, flags, Mode::RUSR)?);
         } else {
             let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
-            existing(rustix::fs::mkdirat(&directory, *name, mode))?;
+            rustix::fs::mkdirat(&directory, *name, mode)?;
         }
-        let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        directory = rustix::fs::openat(&directory, *name, flags, Mode::empty())?;
+        directory = rustix::fs::openat(&directory, *name, path_only, Mode::empty())?;
     }
     Ok(directory)
 }
@@ -172,9 +243,10 @@ fn make_links(root: BorrowedFd<'_>, sources: &[Source]) -> io::Result<()> {
         let Ok(target) = entry.path().canonicalize() else {
             continue;
         };
-        let shown = sources
-            .iter()
-            .any(|source| source.path.starts_with(&target) || target.starts_with(&source.path));
+        let shown = sources.iter().any(|source| {
+            let path = &source.wanted.path;
+            path.starts_with(&target) || target.starts_with(path)
+        });
         if !shown {
             continue;
         }
@@ -185,4 +257,58 @@ fn make_links(root: BorrowedFd<'_>, sources: &[Source]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(path: &str, access: Access) -> Wanted {
+        Wanted {
+            path: path.into(),
+            is_directory: true,
+            access,
+        }
+    }
+
+    #[test]
+    fn what_contains_others_is_mounted_first_and_shows_what_is_below_it() {
+        use Access::{Device, Read, Write};
+        let list = [
+            wanted("/usr/lib", Read),
+            wanted("/home/me/project/data", Read),
+            wanted("/dev/null", Device),
+            wanted("/usr", Read),
+            wanted("/home/me/project", Write),
+            wanted("/usr/local/share/mine", Write),
+            wanted("/usr-of-mine", Read),
+        ];
+        let expected = [
+            wanted("/dev/null", Device),
+            wanted("/home/me/project", Write),
+            wanted("/usr", Read),
+            wanted("/usr/local/share/mine", Write),
+            wanted("/usr-of-mine", Read),
+        ];
+        assert_eq!(arranged(list.into()), expected);
+    }
+
+    #[test]
+    fn a_directory_that_is_listed_twice_has_the_greater_access() {
+        let list = [wanted("/a", Access::Read), wanted("/a", Access::Write)];
+        assert_eq!(arranged(list.into()), [wanted("/a", Access::Write)]);
+    }
+
+    #[test]
+    fn a_device_is_shown_also_below_what_is_shown() {
+        let list = [
+            wanted("/dev/kvm", Access::Device),
+            wanted("/", Access::Read),
+        ];
+        let expected = [
+            wanted("/", Access::Read),
+            wanted("/dev/kvm", Access::Device),
+        ];
+        assert_eq!(arranged(list.into()), expected);
+    }
 }

@@ -1,16 +1,12 @@
-//! A guest has taken over its VMM: this program stands in QEMU's place, with QEMU's arguments and
-//! descriptors, tries what an attacker would, and tells on the VM's console what came of it, a line
-//! per attempt: `attack NAME: held (why)` or `attack NAME: THROUGH (how)`.
-#![deny(unsafe_code)]
+//! What an attacker tries from within a VMM.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -19,6 +15,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::kill;
 use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid};
+use rustix::process::{Resource, getrlimit};
+
+use crate::sys;
 
 /// Files that every host has, which no VMM needs.
 const SECRETS: [&str; 4] = ["/etc/shadow", "/etc/passwd", "/etc/hostname", "/root"];
@@ -26,127 +25,38 @@ const SECRETS: [&str; 4] = ["/etc/shadow", "/etc/passwd", "/etc/hostname", "/roo
 const TARGET: &str = "iii-attack-target";
 /// Processes that are looked for by number.
 const PROCESSES: i32 = 65_536;
+/// Memory that is locked, and threads that are made: more than any VMM needs.
+const LOCKED: usize = 1 << 20;
+const THREADS: usize = 2000;
 
 /// What came of an attempt: `Err` is what kept it from succeeding.
-type Outcome = Result<String, String>;
+pub(crate) type Outcome = Result<String, String>;
 /// What is tried.
-type Attempt = fn() -> Outcome;
+pub(crate) type Attempt = fn() -> Outcome;
 
-mod sys {
-    //! Calls that the libraries do not offer, since nobody should make them.
-    #![allow(unsafe_code)]
+/// What is tried from every VMM's place, in this order.
+pub(crate) const ATTEMPTS: [(&str, Attempt); 16] = [
+    ("environment", environment),
+    // Before namespaces, the owner of a new one of which has them all.
+    ("capabilities", capabilities),
+    ("secrets", secrets),
+    ("names", names),
+    ("programs", programs),
+    ("write", write),
+    ("connect", connect),
+    ("abstract", abstract_socket),
+    ("clone3", clone3),
+    ("processes", processes),
+    ("memory", memory),
+    ("namespaces", namespaces),
+    ("core", core),
+    ("lock", lock),
+    ("threads", threads),
+    // Last: where it is not held, there are children of it.
+    ("fork", fork),
+];
 
-    use std::os::fd::{BorrowedFd, OwnedFd};
-
-    /// Our own copy of an inherited descriptor.
-    pub(super) fn inherited(number: i32) -> nix::Result<OwnedFd> {
-        // SAFETY: it was inherited under this number, and nothing in this program closes it.
-        nix::unistd::dup(unsafe { BorrowedFd::borrow_raw(number) })
-    }
-
-    pub(super) fn fork() -> nix::Result<nix::unistd::ForkResult> {
-        // SAFETY: this program has one thread; the child ends by `_exit` at once.
-        unsafe { nix::unistd::fork() }
-    }
-
-    pub(super) fn exit() -> ! {
-        // SAFETY: touches no memory and does not return.
-        unsafe { libc::_exit(0) }
-    }
-
-    /// `clone3` with no flag: what a newer C library makes a process with.
-    pub(super) fn clone3() -> i64 {
-        let arguments = [0u64, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
-        // SAFETY: the kernel reads `struct clone_args` of 64 bytes from `arguments`. The child, a
-        // copy as fork makes it, ends at once.
-        unsafe {
-            let made = libc::syscall(
-                libc::SYS_clone3,
-                arguments.as_ptr(),
-                size_of_val(&arguments),
-            );
-            if made == 0 {
-                libc::_exit(0);
-            }
-            made
-        }
-    }
-
-    /// Becomes another process' tracer, without stopping it; ends with this process.
-    pub(super) fn seize(pid: i32) -> i64 {
-        // SAFETY: no memory of ours is touched.
-        unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0, 0) }
-    }
-}
-
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|word| word == "--version") {
-        // What iii-super asks QEMU for before it starts a VM.
-        return match writeln!(std::io::stdout(), "QEMU emulator version 7.2.0") {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
-    let Some(mut console) = console(&arguments) else {
-        return ExitCode::from(64);
-    };
-    let attempts: [(&str, Attempt); 13] = [
-        ("environment", environment),
-        // Before namespaces, the owner of a new one of which has them all.
-        ("capabilities", capabilities),
-        ("secrets", secrets),
-        ("names", names),
-        ("programs", programs),
-        ("write", write),
-        ("connect", connect),
-        ("abstract", abstract_socket),
-        ("clone3", clone3),
-        ("processes", processes),
-        ("memory", memory),
-        ("namespaces", namespaces),
-        // Last: where it is not held, there are children of it.
-        ("fork", fork),
-    ];
-    for (name, attempt) in attempts {
-        let line = match attempt() {
-            Ok(how) => format!("attack {name}: THROUGH ({how})\n"),
-            Err(why) => format!("attack {name}: held ({why})\n"),
-        };
-        if console.write_all(line.as_bytes()).is_err() {
-            return ExitCode::FAILURE;
-        }
-    }
-    let threads = std::thread::spawn(|| 1).join().is_ok();
-    let line = format!("attacks are over; a thread of its own: {threads}\n");
-    if console.write_all(line.as_bytes()).is_err() {
-        return ExitCode::FAILURE;
-    }
-    // The very last: where it is not held, nobody is left to tell.
-    let error = Command::new("/bin/true").exec();
-    let line = format!("attack execute: held ({error})\n");
-    match console.write_all(line.as_bytes()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
-    }
-}
-
-/// The descriptor that QEMU is told to write the console to.
-fn console(arguments: &[String]) -> Option<File> {
-    let number = arguments.iter().find_map(|word| {
-        let file = word.strip_prefix("fd=")?.strip_suffix(",set=1");
-        file.map(str::to_owned)
-    });
-    let number = number.or_else(|| {
-        arguments.iter().find_map(|word| {
-            let fd = word.strip_prefix("socket,id=console,fd=")?;
-            Some(fd.to_owned())
-        })
-    })?;
-    sys::inherited(number.parse().ok()?).ok().map(File::from)
-}
-
-fn said<T>(results: impl IntoIterator<Item = (String, Result<T, String>)>) -> Outcome {
+pub(crate) fn said<T>(results: impl IntoIterator<Item = (String, Result<T, String>)>) -> Outcome {
     let (mut through, mut held) = (Vec::new(), Vec::new());
     for (what, result) in results {
         match result {
@@ -326,4 +236,71 @@ fn capabilities() -> Outcome {
     } else {
         Ok(format!("{held:?}"))
     }
+}
+
+fn core() -> Outcome {
+    match getrlimit(Resource::Core).maximum {
+        Some(0) => Err("its memory is never written to a file".into()),
+        most => Ok(format!("{most:?}")),
+    }
+}
+
+fn lock() -> Outcome {
+    match sys::lock_memory(LOCKED) {
+        Ok(()) => Ok(format!("{LOCKED} bytes")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Threads are processes to the kernel, and a VMM must be let make some.
+fn threads() -> Outcome {
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let mut made = Vec::new();
+    let mut refused = None;
+    while made.len() < THREADS && refused.is_none() {
+        let held = std::sync::Arc::clone(&held);
+        let waiting = std::thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn(move || {
+                // Until the sender is dropped.
+                held.lock().is_ok_and(|held| held.recv().is_ok())
+            });
+        match waiting {
+            Ok(thread) => made.push(thread),
+            Err(error) => refused = Some(error),
+        }
+    }
+    drop(hold);
+    let count = made.len();
+    for thread in made {
+        thread.join().map_err(|_| "a thread panicked".to_owned())?;
+    }
+    match refused {
+        Some(error) => Err(format!("{error} after {count}")),
+        None => Ok(format!("{count} of them")),
+    }
+}
+
+/// A file of somebody else: what can be done to it by its name.
+pub(crate) fn file_of_others(path: &str) -> Outcome {
+    let text = |error: std::io::Error| error.to_string();
+    let known = Path::new(path);
+    said([
+        ("read".into(), fs::read(known).map(drop).map_err(text)),
+        ("list".into(), fs::read_dir(known).map(drop).map_err(text)),
+        (
+            "append".into(),
+            File::options()
+                .append(true)
+                .open(known)
+                .map(drop)
+                .map_err(text),
+        ),
+        (
+            "mode".into(),
+            fs::set_permissions(known, fs::Permissions::from_mode(0o777)).map_err(text),
+        ),
+        ("remove".into(), fs::remove_file(known).map_err(text)),
+    ])
 }
