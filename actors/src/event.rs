@@ -65,6 +65,18 @@ pub enum ActorKind {
     Vm,
 }
 
+impl ActorKind {
+    /// What it is to a user, who knows no actors.
+    pub fn role(self) -> &'static str {
+        match self {
+            Self::Dns => "resolver",
+            Self::NetPoll => "network",
+            Self::Fs => "file server",
+            Self::Vm => "VM",
+        }
+    }
+}
+
 impl std::fmt::Display for ActorKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -203,6 +215,9 @@ pub enum EventKind {
         last_stage: Option<BootStage>,
         /// The end of the guest's console.
         console_tail: String,
+        /// The guest had said that it ends, and why: nothing has crashed.
+        #[serde(default)]
+        announced: bool,
     },
     /// A new VM will be started.
     VmRestarting {

@@ -417,12 +417,10 @@ impl WorkerSupervisor {
                 exit,
                 restarts,
             } => {
-                let what = match child {
-                    ActorKind::Vm => "its VM".to_owned(),
-                    ActorKind::Dns | ActorKind::NetPoll | ActorKind::Fs => child.to_string(),
-                };
+                let what = format!("its {}", child.role());
                 Outcome::Failed(match restarts {
                     0 => format!("{what} failed: {exit}"),
+                    1 => format!("{what} failed again after 1 restart: {exit}"),
                     _ => format!("{what} failed again after {restarts} restarts: {exit}"),
                 })
             }

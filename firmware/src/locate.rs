@@ -119,7 +119,7 @@ pub enum FirmwareError {
     /// No source has one, and downloading is not allowed.
     #[error(
         "failed to find libkrunfw, which holds the guest's kernel:{}\ndownloading is switched off; \
-         run `iii-super firmware` to fetch it, or name a file with {LIBKRUNFW_PATH}",
+         run `iii-super firmware fetch`, or name a file with {LIBKRUNFW_PATH}",
         listed(looked)
     )]
     Missing {

@@ -20,6 +20,8 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod control;
 #[cfg(feature = "cli")]
+mod descriptors;
+#[cfg(feature = "cli")]
 mod dev;
 mod disks;
 #[cfg(feature = "cli")]

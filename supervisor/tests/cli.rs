@@ -95,11 +95,23 @@ fn all_faults_of_a_file_are_said_and_nothing_is_started() {
 }
 
 #[test]
+fn too_few_open_files_are_told_before_anything_starts() {
+    let dir = directory(SOUND);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 64 && exec \"$0\" run"]);
+    shell.arg(program().get_program()).current_dir(&dir);
+    let (code, _, stderr) = run(&mut shell);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("this process may have 64"), "{stderr}");
+    assert!(stderr.contains("ulimit -Hn"), "{stderr}");
+}
+
+#[test]
 fn a_missing_file_and_an_unknown_name_are_refused_with_a_remedy() {
     let dir = tempfile::tempdir().unwrap();
     let (code, _, stderr) = run(program().arg("run").current_dir(&dir));
     assert_eq!(code, 2);
-    assert!(stderr.contains("-f FILE"), "{stderr}");
+    assert!(stderr.contains("--file FILE"), "{stderr}");
 
     let dir = directory(SOUND);
     let (code, _, stderr) = run(program().args(["run", "wbe"]).current_dir(&dir));

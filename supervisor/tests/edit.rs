@@ -350,10 +350,10 @@ fn what_would_not_be_sound_is_refused_with_its_remedy() {
             &["remove", "stock"],
             "web depends on it; take it out of their depends_on, or remove them too: iii-super remove stock web",
         ),
-        (&["remove", "-f", "none.yaml", "web"], "-f FILE"),
+        (&["remove", "-f", "none.yaml", "web"], "--file FILE"),
         (
             &["add", "-f", "none/w.yaml", "api", "--command", "x"],
-            "failed to read none/w.yaml",
+            "failed to find directory none, in which none/w.yaml is to be; make it first",
         ),
     ] {
         let stderr = project.refused(words);

@@ -45,8 +45,7 @@ impl Verdicts {
         &self.0
     }
 
-    /// What is known about this boot of this host. A file that cannot be read is told in the log and
-    /// knows nothing: at worst a VM dies once more.
+    /// What is known about this boot of this host. A file that cannot be read knows nothing: at worst a VM dies once more.
     pub fn recall(&self, boot_id: &str) -> Option<Refuted> {
         self.read().into_iter().find(|v| v.boot_id == boot_id)
     }
@@ -63,7 +62,8 @@ impl Verdicts {
         };
         read().unwrap_or_else(|error| {
             let path = self.0.display();
-            tracing::warn!(%path, %error, "failed to read what is known of this host's virtualisation");
+            // What is wrong with the directory is told by whoever needs it.
+            tracing::debug!(%path, %error, "failed to read what is known of this host's virtualisation");
             Vec::new()
         })
     }

@@ -325,6 +325,7 @@ mod tests {
                 exit: Some(text()),
                 last_stage: None,
                 console_tail: text(),
+                announced: false,
             },
             EventKind::VmRestarting {
                 delay: second,

@@ -179,6 +179,8 @@ pub struct Failure {
     pub silent: bool,
     /// The VMM did not end by itself.
     pub killed: bool,
+    /// The guest had said that it ends, and why.
+    pub announced: bool,
 }
 
 /// The table and what it remembers.
@@ -576,14 +578,18 @@ impl VmLifecycle {
         let end = match (self.announced.take(), self.stop_asked) {
             (_, true) | (Some(PowerOffReason::Stopped), false) => VmEnd::Stopped,
             (Some(PowerOffReason::Done { exit }), false) => VmEnd::Done(exit),
-            (Some(PowerOffReason::GaveUp { exit, restarts }), false) => self.failed(format!(
-                "the workload used up its restart limit ({restarts} restarts, last: {exit})"
-            )),
-            (Some(PowerOffReason::SetupFailed { stage, message }), false) => self.failed(format!(
-                "the guest could not be set up ({stage:?}): {message}"
-            )),
+            (Some(PowerOffReason::GaveUp { exit, restarts }), false) => {
+                let times = if restarts == 1 { "restart" } else { "restarts" };
+                self.announced_failure(format!(
+                    "the workload used up its restart limit ({restarts} {times}, last: {exit})"
+                ))
+            }
+            (Some(PowerOffReason::SetupFailed { stage, message }), false) => self
+                .announced_failure(format!(
+                    "the guest could not be set up ({stage:?}): {message}"
+                )),
             (Some(PowerOffReason::HostGone), false) => {
-                self.failed("the guest lost its control port".into())
+                self.announced_failure("the guest lost its control port".into())
             }
             (None, false) => {
                 let cause = self.cause.take().unwrap_or_else(|| {
@@ -600,13 +606,22 @@ impl VmLifecycle {
     }
 
     fn failed(&self, cause: String) -> VmEnd {
-        VmEnd::Failed(Failure {
+        VmEnd::Failed(self.failure(cause, false))
+    }
+
+    fn announced_failure(&self, cause: String) -> VmEnd {
+        VmEnd::Failed(self.failure(cause, true))
+    }
+
+    fn failure(&self, cause: String, announced: bool) -> Failure {
+        Failure {
             cause,
+            announced,
             exit: self.exit.clone(),
             last_stage: self.last_stage,
             silent: self.exit.is_some() && !self.heard,
             killed: self.killed,
-        })
+        }
     }
 }
 

@@ -267,6 +267,7 @@ impl VmActor {
                     exit: failure.exit,
                     last_stage: failure.last_stage,
                     console_tail: self.console.text(),
+                    announced: failure.announced,
                 });
                 ChildEnd::Failed(Exit::Fault { cause })
             }

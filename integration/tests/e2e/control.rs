@@ -182,7 +182,7 @@ fn every_project_of_the_user_is_shown_and_a_file_that_was_removed_is_found() {
     }
     let said = first.says(&["ps"]);
     assert_eq!(said.code, 2);
-    assert!(said.stderr.contains("-f FILE"), "{said:?}");
+    assert!(said.stderr.contains("--file FILE"), "{said:?}");
 }
 
 #[test]

@@ -44,7 +44,7 @@ Environment:
   III_CONFINEMENT     off: a VMM may do what its user may (for a host where it does not start)
   III_CGROUPS         off: VMs get no limits of the host's; on: also where nothing shows that
                       this process's cgroup was handed to it
-  III_HOME            the cache, instead of ~/.iii
+  III_HOME            where firmware, images, disks, output and state are kept, instead of ~/.iii
   III_URL             where workers find the iii engine, unless --engine or the file says it
   III_VMM             what runs the VMs, unless --vmm says it: auto, krun or qemu
   III_VMM_ACCEL       how: kvm tries hardware whatever is known of it, tcg never, auto by default
@@ -246,6 +246,8 @@ Examples:
     List(FileArguments),
     /// Show what a workers file means, with secrets masked; start nothing
     #[command(after_help = "\
+Exit codes: 0 it is sound, 2 it has faults or cannot be read.
+
 Examples:
   iii-super config                     is ./iii.workers.yaml sound, and what does it say?
   iii-super config --json | jq .workers.web.command")]
@@ -287,6 +289,9 @@ Examples:
     Doctor(DoctorArguments),
     /// Show, fetch or locate what VMs boot from
     #[command(after_help = "\
+Exit codes: 0 all is there, or was fetched; 1 something is missing, or could not be fetched; 2 bad
+input.
+
 Examples:
   iii-super firmware                   what is there, and where it was looked for
   iii-super firmware fetch             download what is missing now, not at the first run
@@ -321,6 +326,8 @@ Examples:
 Images are kept in ~/.iii/images, once for all workers: as one file each, which guests see
 read-only as their root. `run` pulls what is missing by itself.
 
+Exit codes: 0 done, 1 an image could not be had, listed or removed, 2 bad input.
+
 Examples:
   iii-super image pull node:22-slim
   iii-super image import app.tar --name app:1      what `docker save` wrote
@@ -330,6 +337,8 @@ Examples:
     Image(ImageArguments),
     /// Print the JSON Schema of the workers file, for editors
     #[command(after_help = "\
+Exit codes: 0 printed, 2 bad input.
+
 Example, for an editor with a YAML language server:
   iii-super schema > iii.workers.schema.json
   # first line of iii.workers.yaml:
@@ -337,6 +346,8 @@ Example, for an editor with a YAML language server:
     Schema,
     /// Print a script that completes iii-super's arguments in a shell
     #[command(after_help = "\
+Exit codes: 0 printed, 2 bad input.
+
 Example:
   iii-super completions bash > ~/.local/share/bash-completion/completions/iii-super
 
@@ -349,6 +360,8 @@ with zsh in place of bash):
     },
     /// Print or write manual pages
     #[command(after_help = "\
+Exit codes: 0 printed, or written; 1 the pages could not be written; 2 bad input, or no such page.
+
 Examples:
   iii-super man run | man -l -
   iii-super man --out ~/.local/share/man/man1")]
@@ -476,17 +489,39 @@ pub(super) enum ImageCommand {
 Credentials are those that `docker login` keeps (~/.docker/config.json, or DOCKER_CONFIG), or given:
   printf %s \"$TOKEN\" | iii-super image pull --username me --password-stdin registry.example/app
 
-A pull that breaks off goes on where it was when it is tried again.")]
+A pull that breaks off goes on where it was when it is tried again.
+
+Exit codes: 0 all are there, 1 one could not be had, 2 bad input.
+
+Examples:
+  iii-super image pull node:22-slim
+  iii-super image pull --platform linux/arm64 node:22-slim   for workers of that platform")]
     Pull(PullArguments),
     /// List images
-    #[command(visible_alias = "list")]
+    #[command(
+        visible_alias = "list",
+        after_help = "\
+Exit codes: 0 listed, 1 they cannot be read, 2 bad input.
+
+Examples:
+  iii-super image ls
+  iii-super image ls --json | jq -r '.[].name'"
+    )]
     Ls {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Remove names, and what only they stood for
-    #[command(visible_alias = "remove")]
+    #[command(
+        visible_alias = "remove",
+        after_help = "\
+Exit codes: 0 removed, 1 one is not there or could not be removed, 2 bad input.
+
+Examples:
+  iii-super image rm node:22-slim
+  iii-super image rm app:1 app:2"
+    )]
     Rm {
         /// The images
         #[arg(value_name = "NAME", required = true)]
@@ -496,6 +531,12 @@ A pull that breaks off goes on where it was when it is tried again.")]
         json: bool,
     },
     /// Remove what no name stands for any more; never what a worker runs on
+    #[command(after_help = "\
+Exit codes: 0 done, 1 something could not be removed, 2 bad input.
+
+Examples:
+  iii-super image prune
+  iii-super image prune --json | jq .")]
     Prune {
         /// Print JSON
         #[arg(long)]
@@ -504,6 +545,8 @@ A pull that breaks off goes on where it was when it is tried again.")]
     /// Take images from a file: what `docker save` writes, or an OCI image layout
     #[command(after_help = "\
 The file is an archive, compressed or not, or a directory.
+
+Exit codes: 0 imported, 1 the file holds no image that can be used, 2 bad input.
 
 Examples:
   docker save app:1 | gzip > app.tar.gz && iii-super image import app.tar.gz

@@ -138,12 +138,19 @@ fn every_command_line_of_the_documents_is_one() {
 }
 
 #[test]
-fn every_example_of_a_help_text_is_a_command_line_and_every_command_has_one() {
+fn every_command_has_examples_that_are_command_lines_and_tells_its_exit_codes() {
     let mut faults = Vec::new();
     let program = Arguments::command();
-    for command in program.get_subcommands() {
+    let mut todo: Vec<&clap::Command> = program.get_subcommands().collect();
+    let mut nested = 0;
+    while let Some(command) = todo.pop() {
+        todo.extend(command.get_subcommands());
+        nested += command.get_subcommands().count();
         let help = command.get_after_help().map(ToString::to_string);
         let help = help.unwrap_or_default();
+        if !help.contains("Exit codes: ") {
+            faults.push(format!("{}: no exit codes", command.get_name()));
+        }
         let lines = help.lines().filter(|line| line.starts_with("  "));
         let examples: Vec<Vec<String>> = lines
             // What it does stands behind it.
@@ -163,6 +170,7 @@ fn every_example_of_a_help_text_is_a_command_line_and_every_command_has_one() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(nested > 0, "commands of commands are looked at");
 }
 
 #[test]

@@ -12,8 +12,8 @@ const MAX_LABEL: usize = 40;
 /// There is no such file.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "failed to find {path}: {source}; name the file with -f FILE, change into its directory, or make \
-     one with `iii-super add NAME -- COMMAND`"
+    "failed to find {path}: {source}; name the file with --file FILE, change into its directory, or \
+     make one with `iii-super add NAME -- COMMAND`"
 )]
 pub(super) struct ProjectError {
     path: PathBuf,

@@ -26,7 +26,7 @@ pub enum ClientError {
     #[error("no supervisor runs for this project")]
     NotRunning,
     /// The socket cannot be reached.
-    #[error("failed to reach the supervisor at {path}: {source}")]
+    #[error("failed to reach the supervisor at {path}: {source}{}", remedy(source))]
     Connect {
         /// The state directory.
         path: PathBuf,
@@ -68,6 +68,17 @@ pub enum ClientError {
     /// What it says makes no sense.
     #[error("failed to understand the supervisor: {0}")]
     Malformed(String),
+}
+
+/// What to do next where the cause alone does not say it.
+fn remedy(source: &std::io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::PermissionDenied => {
+            "; that directory is not this user's: name one that is with III_HOME, or be the user who \
+             runs it"
+        }
+        _ => "",
+    }
 }
 
 impl From<LineError> for ClientError {
@@ -213,4 +224,21 @@ fn pidfd_of(writer: &OwnedWriteHalf) -> std::io::Result<OwnedFd> {
         pid,
         rustix::process::PidfdFlags::NONBLOCK,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_another_user_is_told_with_the_remedy() {
+        let said = |kind: ErrorKind| {
+            let path = PathBuf::from("/d");
+            let source = kind.into();
+            ClientError::Connect { path, source }.to_string()
+        };
+        let denied = said(ErrorKind::PermissionDenied);
+        assert!(denied.contains("III_HOME"), "{denied}");
+        assert!(!said(ErrorKind::TimedOut).contains("III_HOME"));
+    }
 }

@@ -243,6 +243,7 @@ impl Timeline {
                 exit,
                 last_stage,
                 console_tail,
+                ..
             } => {
                 let exit = exit
                     .as_ref()
@@ -416,6 +417,7 @@ A VM boots, runs a workload and powers off.
                 exit: Some("signal 9".into()),
                 last_stage,
                 console_tail: "one\ntwo\n".into(),
+                announced: false,
             };
             timeline.event(&event(60_000, kind));
             render_boot(&BootReport {

@@ -13,7 +13,7 @@ use iii_vmm::krun;
 use iii_vmm::qemu::{Qemu, QemuOptions};
 use iii_vmm::vmm::Vmm as _;
 
-use super::{Check, confinement, limits};
+use super::{Check, Verdict, confinement, limits};
 use crate::embedded;
 use crate::guests;
 use crate::host_vmms::{self, Host};
@@ -53,6 +53,7 @@ pub(super) fn all() -> Vec<Check> {
         Err(error) => checks.push(Check::failure("kvm", "kvm", error.to_string(), None)),
     }
     checks.extend([qemu(acceleration), libkrun(acceleration, &places)]);
+    let mut firmware_is_there = false;
     match &options {
         Ok(options) => {
             checks.extend(
@@ -62,7 +63,9 @@ pub(super) fn all() -> Vec<Check> {
                     .flatten(),
             );
             let status = FirmwareStatus::of(options);
-            checks.push(firmware(&status));
+            let found = firmware(&status);
+            firmware_is_there = found.verdict == Verdict::Ok;
+            checks.push(found);
             checks.push(guest_init(&status));
         }
         Err(error) => checks.push(Check::failure(
@@ -80,7 +83,7 @@ pub(super) fn all() -> Vec<Check> {
     checks.push(mke2fs(crate::disks::mke2fs()));
     checks.extend(limits::all());
     if let Ok(options) = &options {
-        checks.push(limits::disk(options.home.path()));
+        checks.push(limits::disk(options.home.path(), firmware_is_there));
     }
     checks
 }

@@ -204,7 +204,8 @@ fn memory(meminfo: &str, left: Option<u64>) -> Check {
 /// libkrunfw, its kernel and room to replace both.
 const LITTLE_DISK: u64 = 200 << 20;
 
-pub(super) fn disk(home: &Path) -> Check {
+/// With the firmware there, the room is for what workers keep.
+pub(super) fn disk(home: &Path, firmware_is_there: bool) -> Check {
     let (id, title) = ("disk", "cache");
     // The cache may not have been made yet; then its nearest ancestor tells.
     let mut existing = PathBuf::from(home);
@@ -241,18 +242,21 @@ pub(super) fn disk(home: &Path) -> Check {
             Some(String::from("name another place with III_HOME")),
         );
     }
-    if free < LITTLE_DISK {
-        return Check::warning(
-            id,
-            title,
-            found,
-            format!(
-                "the firmware needs {}: make room, or name another place with III_HOME",
-                format_size(LITTLE_DISK)
-            ),
-        );
+    judge_room(free, found, firmware_is_there)
+}
+
+fn judge_room(free: u64, found: String, firmware_is_there: bool) -> Check {
+    let (id, title) = ("disk", "cache");
+    if free >= LITTLE_DISK {
+        return Check::ok(id, title, found);
     }
-    Check::ok(id, title, found)
+    let what = if firmware_is_there {
+        String::from("images, disks and output of workers are kept there")
+    } else {
+        format!("the firmware needs {}", format_size(LITTLE_DISK))
+    };
+    let fix = format!("{what}: make room, or name another place with III_HOME");
+    Check::warning(id, title, found, fix)
 }
 
 /// A size for people: one digit behind the point.
@@ -356,13 +360,18 @@ mod tests {
 
     #[test]
     fn the_cache_is_judged_by_its_nearest_ancestor() {
+        let fix = |there| format!("{:?}", judge_room(1, "little".into(), there));
+        assert!(fix(false).contains("the firmware needs 200MiB"));
+        assert!(fix(true).contains("images, disks and output") && !fix(true).contains("firmware"));
+        assert_eq!(judge_room(LITTLE_DISK, "much".into(), false).verdict, Ok);
+
         let dir = tempfile::tempdir().unwrap();
-        let check = disk(&dir.path().join("not/yet/there"));
+        let check = disk(&dir.path().join("not/yet/there"), true);
         assert!(check.found.contains("not/yet/there"), "{check:?}");
         assert_ne!(check.verdict, Failure);
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let check = disk(&file.join(".iii"));
+        let check = disk(&file.join(".iii"), true);
         assert_eq!(check.verdict, Failure);
         assert!(check.found.contains("file is not a directory"), "{check:?}");
     }

@@ -78,10 +78,11 @@ fn essential(event: &Event, screen: &Screen) -> bool {
         | EventKind::SupervisorStopped => false,
         EventKind::WorkloadReady { .. } => screen.probed(event.worker.as_ref()),
         EventKind::GuestPoweringOff { reason } => match reason {
-            PowerOffReason::Stopped | PowerOffReason::Done { .. } => false,
-            PowerOffReason::GaveUp { .. }
-            | PowerOffReason::SetupFailed { .. }
-            | PowerOffReason::HostGone => true,
+            // That the VM has ended, and why, follows at once.
+            PowerOffReason::Stopped
+            | PowerOffReason::Done { .. }
+            | PowerOffReason::GaveUp { .. } => false,
+            PowerOffReason::SetupFailed { .. } | PowerOffReason::HostGone => true,
         },
         _ => true,
     }
@@ -159,12 +160,19 @@ fn describe(kind: &EventKind) -> Words {
             exit,
             last_stage,
             console_tail,
+            announced,
         } => {
-            let mut text = format!("vm crashed: {cause}");
-            if let Some(exit) = exit {
+            let mut text = if *announced {
+                format!("vm ended: {cause}")
+            } else {
+                format!("vm crashed: {cause}")
+            };
+            // How one ended that did as it said tells nothing.
+            if let Some(exit) = exit.as_ref().filter(|_| !announced) {
                 text += &format!("; its process: {exit}");
             }
             text += &match last_stage {
+                _ if *announced => String::new(),
                 Some(stage) => format!("; the guest had {}", stage_reached(*stage)),
                 None => String::from("; the guest had not said anything"),
             };
@@ -187,16 +195,16 @@ fn describe(kind: &EventKind) -> Words {
             cause,
             stops,
         } => {
-            let mut text = format!("{actor} failed: {cause}");
+            let mut text = format!("{} failed: {cause}", actor.role());
             if !stops.is_empty() {
-                let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
+                let stops: Vec<&str> = stops.iter().map(|actor| actor.role()).collect();
                 text += &format!("; stopped with it: {}", stops.join(", "));
             }
             words(Tone::Warn, text)
         }
         EventKind::ActorRestarted { actor, restarts } => words(
             Tone::Dim,
-            format!("{actor} runs again (restart {restarts})"),
+            format!("{} runs again (restart {restarts})", actor.role()),
         ),
         EventKind::WorkerDone { exit } => {
             words(Tone::Good, format!("done: the workload {}", ended(exit)))
@@ -315,7 +323,10 @@ fn workload_exited(exit: &Exit, ran: Duration, decision: &Decision, restarts: u3
         ),
         Decision::GiveUp => words(
             Tone::Bad,
-            format!("{what}; its limit is used up after {restarts} restarts in this VM"),
+            format!(
+                "{what}; its limit is used up after {} in this VM",
+                counted(restarts, "restart")
+            ),
         ),
     }
 }
@@ -330,8 +341,9 @@ fn powering_off(reason: &PowerOffReason) -> Words {
         PowerOffReason::GaveUp { exit, restarts } => words(
             Tone::Warn,
             format!(
-                "guest powers off: the workload {} and was restarted {restarts} times",
-                ended(exit)
+                "guest powers off: the workload {} and was restarted {}",
+                ended(exit),
+                counted(*restarts, "time")
             ),
         ),
         PowerOffReason::SetupFailed { stage, message } => words(
@@ -346,6 +358,12 @@ fn powering_off(reason: &PowerOffReason) -> Words {
             "guest powers off: it lost its connection to iii-super",
         ),
     }
+}
+
+/// `1 restart`, `2 restarts`.
+fn counted(number: u32, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
 }
 
 /// How something ended, to stand behind its subject.
@@ -423,7 +441,11 @@ fn recovered(state: WorkerState, lost_boot: Option<BootId>, restarts: usize) -> 
         text += &format!("; its vm (boot {boot}) and all that it held in memory are lost");
     }
     if restarts > 0 {
-        text += &format!("; {restarts} restarts still count towards the limit");
+        let (restarts, count) = match restarts {
+            1 => (String::from("1 restart"), "counts"),
+            _ => (format!("{restarts} restarts"), "count"),
+        };
+        text += &format!("; {restarts} still {count} towards the limit");
     }
     if state == WorkerState::Failed {
         text += "; `iii-super run --reset-failed` begins anew";

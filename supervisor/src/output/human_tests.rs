@@ -154,14 +154,14 @@ fn golden_lines() {
             cause: "iii-vfs was ended by signal 9".into(),
             stops: vec![ActorKind::Vm],
         },
-        "FsActor failed: iii-vfs was ended by signal 9; stopped with it: VmActor",
+        "file server failed: iii-vfs was ended by signal 9; stopped with it: VM",
     );
     check(
         EventKind::ActorRestarted {
             actor: ActorKind::Dns,
             restarts: 2,
         },
-        "DnsActor runs again (restart 2)",
+        "resolver runs again (restart 2)",
     );
     check(
         EventKind::WorkerDone {
@@ -208,6 +208,7 @@ fn a_crash_shows_the_console_below() {
         exit: Some("signal 9 (SIGKILL)".into()),
         last_stage: Some(BootStage::SpecRead),
         console_tail: "one\n\x1b[31mtwo\n".into(),
+        announced: false,
     };
     assert_eq!(
         shown(kind),
@@ -222,11 +223,37 @@ fn a_crash_shows_the_console_below() {
         exit: None,
         last_stage: None,
         console_tail: "\n".into(),
+        announced: false,
     };
     assert_eq!(
         shown(silent),
         "12:00:00 web   * vm crashed: no Hello within 60 s; the guest had not said anything"
     );
+}
+
+#[test]
+fn a_vm_that_ended_as_its_guest_had_said_did_not_crash() {
+    let kind = EventKind::VmCrashed {
+        cause: "the workload used up its restart limit (1 restart, last: exit code 1)".into(),
+        exit: Some("exit code 0".into()),
+        last_stage: Some(BootStage::Prepared),
+        console_tail: String::new(),
+        announced: true,
+    };
+    assert_eq!(
+        shown(kind),
+        "12:00:00 web   * vm ended: the workload used up its restart limit (1 restart, last: exit code 1)"
+    );
+    // The guest's own word would be the same line twice.
+    let reason = PowerOffReason::GaveUp {
+        exit: Exit::Code { code: 1 },
+        restarts: 1,
+    };
+    let quiet = screen(false, false);
+    let word = make("web", EventKind::GuestPoweringOff { reason });
+    assert_eq!(event(&word, &quiet, "t"), None);
+    let verbose = event(&word, &screen(false, true), "t").unwrap();
+    assert!(verbose.ends_with("and was restarted 1 time"), "{verbose}");
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub(crate) use self::keeper::FileKeeper;
 use self::record::Remembered;
 
 const LOCK: &str = "lock";
+/// Who has a lock and has not said yet who it is.
+const UNKNOWN: &str = "unknown";
 const RECORD: &str = "supervisor.json";
 const WORKERS_FILE: &str = "workers-file";
 const DEVELOPED: &str = "developed";
@@ -56,8 +58,8 @@ pub(crate) fn was_in_use(path: &Path) -> bool {
 pub enum StateError {
     /// Another supervisor uses it.
     #[error(
-        "failed to lock state directory {path}: a supervisor with process id {pid} runs there; \
-         stop it first"
+        "failed to lock state directory {path}: a supervisor with process id {pid} runs there; {}",
+        ending(pid)
     )]
     Busy {
         /// The directory.
@@ -89,6 +91,14 @@ pub enum StateError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+fn ending(pid: &str) -> String {
+    let process = match pid {
+        UNKNOWN => String::new(),
+        pid => format!(", or by `kill {pid}`"),
+    };
+    format!("end it first, with Ctrl-C (or q) in its terminal{process}")
 }
 
 fn remedy(source: &std::io::Error) -> &'static str {
@@ -249,7 +259,7 @@ fn lock(path: &Path) -> Result<Option<Flock<File>>, StateError> {
             let pid = pid.trim();
             return Err(StateError::Busy {
                 path: path.to_owned(),
-                pid: if pid.is_empty() { "unknown" } else { pid }.to_owned(),
+                pid: if pid.is_empty() { UNKNOWN } else { pid }.to_owned(),
             });
         }
         Err((_, errno)) => return Err(failed("lock")(errno.into())),

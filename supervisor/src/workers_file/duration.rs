@@ -26,17 +26,20 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
         let digits = rest
             .find(|c: char| !c.is_ascii_digit() && c != '.')
             .unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(digits);
+        let (written, tail) = rest.split_at(digits);
+        // `10 s` can mean but one thing.
+        let tail = tail.trim_start();
         let letters = tail
             .find(|c: char| !c.is_ascii_alphabetic())
             .unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(letters);
-        let Ok(number) = number.parse::<f64>() else {
+        let Ok(number) = written.parse::<f64>() else {
             return Err(not_a_duration(text));
         };
         if unit.is_empty() {
             return Err(format!(
-                "{text:?} has no unit: write {text}s for seconds or {text}ms for milliseconds"
+                "{text:?} has no unit behind {written}: write {written}s for seconds or {written}ms for \
+                 milliseconds"
             ));
         }
         let Some((_, factor)) = UNITS.iter().find(|(name, _)| *name == unit) else {
@@ -89,6 +92,8 @@ mod tests {
             ("2m", 120_000),
             ("1m30s", 90_000),
             ("1m 30s", 90_000),
+            ("10 s", 10_000),
+            ("1 m 30 s", 90_000),
             ("0.5h", 1_800_000),
             ("1d", 86_400_000),
             ("0", 0),
@@ -108,7 +113,9 @@ mod tests {
             ("-1s", "not a duration"),
             ("1x", "not a duration"),
             ("1.2.3s", "not a duration"),
-            ("1s2", "no unit"),
+            ("1s2", "write 2s for seconds"),
+            ("10 20s", "write 10s for seconds"),
+            ("10 s s", "not a duration"),
             ("9999999d", "longer than a year"),
             ("1S", "not a duration"),
         ] {

@@ -48,6 +48,8 @@ pub(crate) mod parts {
 }
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use iii_actors::spec::WorkerSpec;
@@ -240,7 +242,7 @@ impl WorkersFile {
 fn read(path: &Path) -> Result<String, WorkersFileError> {
     let fail = |source: std::io::Error| {
         let remedy = (source.kind() == std::io::ErrorKind::NotFound).then_some(
-            "name the file with -f FILE, change into its directory, or make one with \
+            "name the file with --file FILE, change into its directory, or make one with \
                  `iii-super add NAME -- COMMAND`",
         );
         WorkersFileError::Read {
@@ -249,13 +251,32 @@ fn read(path: &Path) -> Result<String, WorkersFileError> {
             remedy,
         }
     };
-    let length = std::fs::metadata(path).map_err(fail)?.len();
-    if length > MAX_FILE {
-        return Err(fail(std::io::Error::other(
-            "it is larger than 1 MiB, so it is hardly a workers file",
-        )));
+    // Opening a FIFO without this waits for somebody who writes to it.
+    let nonblock = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblock)
+        .open(path);
+    let mut file = opened.map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(fail(std::io::Error::other("it is no regular file")));
     }
-    let bytes = std::fs::read(path).map_err(fail)?;
+    let large = || {
+        fail(std::io::Error::other(
+            "it is larger than 1 MiB, so it is hardly a workers file",
+        ))
+    };
+    if metadata.len() > MAX_FILE {
+        return Err(large());
+    }
+    // It may grow while it is read.
+    let mut bytes = Vec::new();
+    let mut bounded = file.by_ref().take(MAX_FILE + 1);
+    bounded.read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(large());
+    }
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + good.iter().filter(|b| **b == b'\n').count();

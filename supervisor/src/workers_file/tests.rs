@@ -282,6 +282,35 @@ fn dependencies_are_named_listed_or_mapped() {
 }
 
 #[test]
+fn each_circle_is_told() {
+    let dir = directory();
+    let text = "workers:
+  a: {command: x, depends_on: [b, c]}
+  b: {command: x, depends_on: [a]}
+  c: {command: x, depends_on: [a]}
+  d: {command: x, depends_on: [d]}
+";
+    let error = parse(text, dir.path()).unwrap_err().to_string();
+    for circle in ["a → b → a", "a → c → a", "d → d"] {
+        assert!(
+            error.contains(&format!("is a circle: {circle};")),
+            "{error}"
+        );
+    }
+    assert_eq!(error.matches("is a circle").count(), 3, "{error}");
+
+    // Each of many depends on all: the faults stay few enough to be read.
+    let names: Vec<String> = (0..40).map(|n| format!("w{n}")).collect();
+    let all = names.join(", ");
+    let workers = names
+        .iter()
+        .map(|name| format!("  {name}: {{command: x, depends_on: [{all}]}}\n"));
+    let text = format!("workers:\n{}", workers.collect::<String>());
+    let error = parse(&text, dir.path()).unwrap_err().to_string();
+    assert_eq!(error.matches("is a circle").count(), 16, "{error}");
+}
+
+#[test]
 fn a_circle_is_told_once_with_its_place_and_members() {
     let dir = directory();
     let text = "workers:
@@ -513,13 +542,22 @@ workers:
 fn files_that_cannot_be_read() {
     let dir = directory();
     let error = WorkersFile::load(&dir.path().join("none.yaml")).unwrap_err();
-    assert!(error.to_string().contains("name the file with -f FILE"));
+    assert!(error.to_string().contains("name the file with --file FILE"));
     let latin1 = dir.path().join("latin1.yaml");
     std::fs::write(&latin1, b"workers:\n  a: {command: \xe9}\n").unwrap();
     let error = WorkersFile::load(&latin1).unwrap_err();
     assert!(error.to_string().contains("line 2 is not UTF-8"), "{error}");
     let error = WorkersFile::load(dir.path()).unwrap_err();
-    assert!(error.to_string().contains("failed to read"), "{error}");
+    assert!(error.to_string().contains("no regular file"), "{error}");
+    // Nobody ever writes to it: who waited for that would wait for ever.
+    let fifo = dir.path().join("fifo.yaml");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let error = WorkersFile::load(&fifo).unwrap_err();
+    assert!(error.to_string().contains("no regular file"), "{error}");
+    let large = dir.path().join("large.yaml");
+    std::fs::write(&large, vec![b'#'; (1 << 20) + 1]).unwrap();
+    let error = WorkersFile::load(&large).unwrap_err();
+    assert!(error.to_string().contains("larger than 1 MiB"), "{error}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn without(arguments: &RemoveArguments, original: &Original) -> Result<String, R
     let shown = file.display();
     if !original.exists() {
         return Err(Refusal::new(format_args!(
-            "failed to read {shown}: it is not there; name the file with -f FILE, or change into \
+            "failed to read {shown}: it is not there; name the file with --file FILE, or change into \
              its directory"
         )));
     }

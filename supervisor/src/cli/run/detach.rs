@@ -147,11 +147,14 @@ async fn watch(client: Client, project: &Project, format: Format) -> Result<u8, 
                     "all workers have ended, and the supervisor with them; its messages are in {}",
                     project.directory().join(LOG).display()
                 ));
+                if code != OK {
+                    say("`iii-super logs` shows what they wrote");
+                }
                 return Ok(code);
             }
             Some(Reply::Worker(worker)) if is_well(&worker) => ready += 1,
             Some(Reply::Worker(worker)) => {
-                others.push(format!("{} is {}", worker.name, worker.state))
+                others.push((worker.name, worker.state));
             }
             Some(reply) => lines.put(&reply).map_err(failed)?,
         }
@@ -167,8 +170,8 @@ async fn watch(client: Client, project: &Project, format: Format) -> Result<u8, 
         "workers are"
     };
     let mut text = format!("{ready} {workers} ready");
-    for other in &others {
-        text += &format!(", {other}");
+    for (name, state) in &others {
+        text += &format!(", {name} is {state}");
     }
     say(format_args!(
         "{text}; the supervisor goes on in the background, process {pid}"
@@ -176,5 +179,14 @@ async fn watch(client: Client, project: &Project, format: Format) -> Result<u8, 
     say(
         "`iii-super ps` shows it, `iii-super run --attach` brings it back, `iii-super stop` ends it",
     );
-    Ok(if others.is_empty() { OK } else { FAILED })
+    if others.is_empty() {
+        return Ok(OK);
+    }
+    let names: Vec<&str> = others.iter().map(|(name, _)| name.as_str()).collect();
+    say(format_args!(
+        "`iii-super logs {}` shows what {} wrote",
+        names.join(" "),
+        if let [_] = names[..] { "it" } else { "they" }
+    ));
+    Ok(FAILED)
 }

@@ -126,6 +126,7 @@ async fn supervise(
     format: Format,
 ) -> Result<u8, Failure> {
     let refused = |error: &dyn std::fmt::Display| Failure::new(REFUSED, error);
+    crate::descriptors::claim(specs.len()).map_err(|error| refused(&error))?;
     let mut signals = Signals::install_reloading()
         .map_err(|error| refused(&format_args!("failed to listen for signals: {error}")))?;
     let progress = Arc::new(StderrProgress::new());

@@ -1,6 +1,7 @@
 //! What `iii-super top` shows, and what becomes of it: pure, so that each key and each answer can be
 //! tried without a terminal and without a supervisor.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 
 use iii_actors::event::LogSource;
@@ -99,6 +100,9 @@ pub(super) struct State {
     pub(super) log: VecDeque<LogText>,
     /// Lines by which the log is scrolled back.
     pub(super) back: usize,
+    /// Lines of the log that the last frame had room for: where the first one is at its top, there is
+    /// nothing more to scroll to.
+    pub(super) log_room: Cell<usize>,
     before: BTreeMap<WorkerName, Usage>,
     /// For [`Measured`] parts: how busy each process is.
     pub(super) busy: BTreeMap<u32, f64>,
@@ -155,6 +159,11 @@ impl State {
         }
     }
 
+    /// By how many lines the log can be scrolled back.
+    pub(super) fn furthest(&self) -> usize {
+        self.log.len().saturating_sub(self.log_room.get())
+    }
+
     fn push(&mut self, line: LogText) {
         self.log.push_back(line);
         if self.log.len() > MOST_LINES {
@@ -162,7 +171,7 @@ impl State {
         }
         // Who reads what was, goes on reading it.
         if self.back > 0 {
-            self.back = (self.back + 1).min(self.log.len());
+            self.back = (self.back + 1).min(self.furthest());
         }
     }
 
@@ -241,7 +250,7 @@ impl State {
             Key::First => self.go(|_| 0),
             Key::Last => self.go(|_| usize::MAX),
             Key::LogUp => {
-                self.back = (self.back + PAGE).min(self.log.len());
+                self.back = (self.back + PAGE).min(self.furthest());
                 Vec::new()
             }
             Key::LogDown => {

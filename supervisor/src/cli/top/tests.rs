@@ -357,8 +357,13 @@ fn the_log_is_scrolled_back_and_stays_there_while_more_comes() {
     for _ in 0..100 {
         state.on(Input::Key(Key::LogUp));
     }
-    frame(&state, 80, 20);
-    for _ in 0..100 {
+    assert!(
+        shows(&state, "line 0."),
+        "the first line is the end of the way"
+    );
+    let back = state.back;
+    assert!((1..40).contains(&back), "{back}");
+    for _ in 0..back.div_ceil(5) {
         state.on(Input::Key(Key::LogDown));
     }
     assert!(shows(&state, "line 40."));
@@ -368,6 +373,18 @@ fn the_log_is_scrolled_back_and_stays_there_while_more_comes() {
     assert!(state.log.len() <= 1000, "it does not grow");
     state.on(Input::Missed(name("api"), 12));
     assert!(shows(&state, "12 lines were not shown"));
+}
+
+#[test]
+fn a_log_that_fits_is_not_scrolled() {
+    let mut state = three();
+    state.on(line("api", "the only line."));
+    for _ in 0..3 {
+        let shown = frame(&state, 80, 30).join("\n");
+        assert!(shown.contains("the only line."), "{shown}");
+        assert!(!shown.contains("back"), "{shown}");
+        state.on(Input::Key(Key::LogUp));
+    }
 }
 
 #[test]

@@ -319,14 +319,8 @@ fn empty_row(name: String, state: &'static str) -> Row {
 }
 
 fn draw_log(state: &State, area: Rect, buffer: &mut Buffer) {
-    let title = match (&state.selected, state.back) {
-        (None, _) => String::from(" log "),
-        (Some(name), 0) => format!(" log of {name} "),
-        (Some(name), back) => format!(" log of {name}, {back} lines back "),
-    };
-    let block = Block::new().borders(Borders::TOP).title(title);
+    let block = Block::new().borders(Borders::TOP);
     let inner = block.inner(area);
-    block.render(area, buffer);
     let mut room = usize::from(inner.height);
     let mut lines = Vec::new();
     // How a worker ended stands where one looks for the reason.
@@ -336,7 +330,17 @@ fn draw_log(state: &State, area: Rect, buffer: &mut Buffer) {
         room -= 1;
         lines.push(Line::styled(why, tone(state, Color::Red)));
     }
-    let end = state.log.len().saturating_sub(state.back);
+    state.log_room.set(room);
+    // The screen may have grown since it was scrolled.
+    let back = state.back.min(state.furthest());
+    let title = match (&state.selected, back) {
+        (None, _) => String::from(" log "),
+        (Some(name), 0) => format!(" log of {name} "),
+        (Some(name), 1) => format!(" log of {name}, 1 line back "),
+        (Some(name), back) => format!(" log of {name}, {back} lines back "),
+    };
+    block.title(title).render(area, buffer);
+    let end = state.log.len() - back;
     let from = end.saturating_sub(room);
     for line in state.log.range(from..end) {
         let mark = match line.stream {

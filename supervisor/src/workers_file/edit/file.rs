@@ -30,6 +30,12 @@ pub(crate) enum EditFileError {
     /// It cannot be found or read.
     #[error("failed to read {}: {source}", path.display())]
     Read { path: PathBuf, source: Error },
+    /// The directory that it is to be in is not there.
+    #[error(
+        "failed to find directory {}, in which {} is to be; make it first (mkdir -p)",
+        directory.display(), path.display()
+    )]
+    Directory { directory: PathBuf, path: PathBuf },
     /// It is of a kind that is not replaced.
     #[error("failed to edit {}: it {what}", path.display())]
     Kind { path: PathBuf, what: &'static str },
@@ -55,7 +61,7 @@ impl EditFileError {
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::Lock(StateError::Editing { .. }) => false,
-            Self::Lock(_) | Self::Read { .. } | Self::Kind { .. } => true,
+            Self::Lock(_) | Self::Read { .. } | Self::Directory { .. } | Self::Kind { .. } => true,
             Self::Write { .. } | Self::Unsafe { .. } => false,
         }
     }
@@ -123,7 +129,14 @@ pub(crate) fn real_path(path: &Path) -> Result<PathBuf, EditFileError> {
                 Some(parent) if parent != Path::new("") => parent,
                 Some(_) | None => Path::new("."),
             };
-            Ok(parent.canonicalize().map_err(fail)?.join(name))
+            let real = parent.canonicalize().map_err(|error| match error.kind() {
+                ErrorKind::NotFound => EditFileError::Directory {
+                    directory: parent.to_owned(),
+                    path: path.to_owned(),
+                },
+                _ => fail(error),
+            });
+            Ok(real?.join(name))
         }
         Err(error) => Err(fail(error)),
     }
