@@ -30,14 +30,14 @@ pub(crate) enum KrunError {
     },
     /// The kernel cannot be read.
     #[error(
-        "failed to read the guest kernel {}: {source}; `iii-super firmware` fetches it anew",
+        "failed to read the guest kernel {}: {source}; `iii-super firmware fetch` fetches it anew",
         path.display()
     )]
     Kernel { path: PathBuf, source: io::Error },
     /// The kernel is something else.
     #[error(
-        "failed to boot {}: it is no kernel that libkrun takes ({expected}); `iii-super firmware` \
-         fetches it anew",
+        "failed to boot {}: it is no kernel that libkrun takes ({expected}); `iii-super firmware \
+         fetch` fetches it anew",
         path.display()
     )]
     NotAKernel {

@@ -313,7 +313,7 @@ fn a_wrong_firmware_is_told_before_libkrun_is_asked() {
     ] {
         let ended = Run::new(&launch(kernel)).start(bare()).wait();
         ended.refused(expected);
-        ended.refused("`iii-super firmware` fetches it anew");
+        ended.refused("`iii-super firmware fetch` fetches it anew");
         assert_eq!(ended.recording, "");
     }
 }

@@ -37,8 +37,12 @@ pub(crate) fn parse(text: &str) -> Result<Duration, String> {
             return Err(not_a_duration(text));
         };
         if unit.is_empty() {
+            let behind = match written == text {
+                true => String::new(),
+                false => format!(" behind {written}"),
+            };
             return Err(format!(
-                "{text:?} has no unit behind {written}: write {written}s for seconds or {written}ms for \
+                "{text:?} has no unit{behind}: write {written}s for seconds or {written}ms for \
                  milliseconds"
             ));
         }

@@ -87,6 +87,7 @@ fn a_vmm_that_ends_unannounced_has_crashed_whatever_its_status() {
             last_stage: None,
             silent: false,
             killed: false,
+            announced: false,
         })
     );
 }
@@ -321,6 +322,7 @@ fn a_used_up_limit_names_the_last_exit() {
         vec![powering_off(reason), exited(), VmInput::Drained],
         700,
     );
+    assert!(matches!(&end, VmEnd::Failed(failure) if failure.announced));
     assert_eq!(
         cause(end),
         "the workload used up its restart limit (10 restarts, last: exit code 3)"
