@@ -48,6 +48,7 @@ pub(crate) mod parts {
 }
 
 use std::collections::BTreeSet;
+use std::fs::OpenOptions;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
