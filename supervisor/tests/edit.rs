@@ -135,7 +135,7 @@ fn every_option_arrives_where_the_file_has_it() {
     fs::create_dir(project.directory().join("data")).unwrap();
     fs::write(project.directory().join("s.env"), "TOKEN=x\n").unwrap();
     let words = "add api --command node --cwd /srv --env A=1 --env B=${LEVEL}-${LEVEL:-x} \
-        --env-file s.env --port 8080:80 -p 9000 --mount ./data:/data:ro --cpus 2 --memory 300MiB \
+        --env-file s.env --secret A --secret TOKEN --port 8080:80 -p 9000 --mount ./data:/data:ro --cpus 2 --memory 300MiB \
         --pids 100 --open-files 1024 --persist 1GiB --restart always --health http:80/health \
         --depends-on stock:started --depends-on web --network engine --allow 10.0.0.0/8:5432 \
         --host-port 5432 --user 1000:100 --stop-grace 3s";
@@ -156,6 +156,7 @@ fn every_option_arrives_where_the_file_has_it() {
       A: \"1\"
       B: \"${LEVEL}-${LEVEL:-x}\"
     env_file: s.env
+    secrets: [A, TOKEN]
     ports: [\"8080:80\", \"9000\"]
     mounts: [\"./data:/data:ro\"]
     resources: {cpus: 2, memory: 300MiB, pids: 100, open_files: 1024}
@@ -261,6 +262,26 @@ fn json_tells_what_was_done() {
     assert_eq!(
         (&json["action"], &json["created"]),
         (&"removed".into(), &false.into())
+    );
+}
+
+#[test]
+fn paths_are_written_for_the_file_behind_a_link() {
+    let project = Project::new(Some(SHOP));
+    let links = project.home.path().join("links");
+    for directory in [&links, &project.directory().join("api")] {
+        fs::create_dir(directory).unwrap();
+    }
+    std::os::unix::fs::symlink(project.file(), links.join("w.yaml")).unwrap();
+    let words = "add -f w.yaml api --path ../app/api --command x";
+    let words: Vec<&str> = words.split_whitespace().collect();
+    let (code, _, stderr) = project.run_in(&links, &words);
+    assert_eq!(code, 0, "{stderr}");
+    let api = project.directory().canonicalize().unwrap().join("api");
+    let expected = [format!("{}:/app:rw", api.display())];
+    assert_eq!(
+        project.config()["workers"]["api"]["mounts"],
+        serde_json::json!(expected)
     );
 }
 

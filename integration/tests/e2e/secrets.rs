@@ -1,5 +1,6 @@
-//! What an `env_file` holds is nowhere but in its guest: a canary is put there, everything is made
-//! to happen that makes iii-super talk, and everything it wrote is searched.
+//! What an `env_file` holds, or a variable that is marked secret, is nowhere but in its guest: a
+//! canary is put there, everything is made to happen that makes iii-super talk, and everything it
+//! wrote is searched.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -200,5 +201,63 @@ workers:
     fs::write(&project.file, text.replace("/bin/sh", "no-such-program")).unwrap();
     assert!(project.said(&["run", "-f"]).contains("no-such-program"));
     assert_files_clean(project.home.path());
+    assert_files_clean(project.directory.path());
+}
+
+#[test]
+fn a_variable_that_is_marked_secret_is_in_nothing_that_is_written() {
+    let (directory, file) = workers_file(
+        "
+workers:
+  keeper:
+    env: {TOKEN: 'x${HOST_TOKEN}', OPEN: seen}
+    secrets: [TOKEN]
+    command: [/bin/sh, -c, 'echo \"length ${#TOKEN}\"; sleep 2; exit 3']
+    restart: {initial: 10ms, limit: none}
+",
+    );
+    let project = Project {
+        directory,
+        file,
+        home: home(),
+    };
+    let command = |words: &[&str]| {
+        let mut command = project.command(words);
+        command.env("HOST_TOKEN", CANARY);
+        command
+    };
+    let said = |words: &[&str]| {
+        let output = command(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        let text = [output.stdout, output.stderr].concat();
+        assert_clean(&words.join(" "), &text);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    let length = format!("length {}", CANARY.len() + 1);
+    for format in ["--verbose", "--json"] {
+        let mut run = Run::start(command(&["run", format, "-f"]));
+        run.line(&length);
+        run.line(&length);
+        // The supervisor itself was given it by the user; those that it starts are not.
+        assert_processes_clean(&descendants(run.child.id()));
+        for words in [
+            &["ps", "-f"][..],
+            &["ps", "--json", "-f"],
+            &["events", "--file"],
+            &["events", "--json", "--file"],
+        ] {
+            assert!(said(words).contains("keeper"), "{words:?}");
+        }
+        run.signal(Signal::SIGINT);
+        run.wait();
+        run.seen.extend(run.lines.iter());
+        assert_clean("what was said", run.seen.join("\n").as_bytes());
+    }
+    for words in [&["config", "-f"][..], &["config", "--json", "-f"]] {
+        let text = said(words);
+        assert!(text.contains("*****") && text.contains("seen"), "{text}");
+    }
+    assert!(said(&["logs", "--json", "--file"]).contains(&length));
+    assert!(assert_files_clean(project.home.path()) >= 2);
     assert_files_clean(project.directory.path());
 }

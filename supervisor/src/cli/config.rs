@@ -114,6 +114,7 @@ fn describe(worker: &WorkerSpec) -> Value {
         "command": worker.command,
         "cwd": worker.cwd,
         "env": env,
+        "secrets": worker.secret_env,
         "user": worker.user.as_ref().map(|user| match user {
             UserSpec::Named(name) => name.clone(),
             UserSpec::Ids { uid, gid } => format!("{uid}:{gid}"),
@@ -280,5 +281,12 @@ workers:
             text.contains("TOKEN: \"*****\"") && !text.contains("hunter2"),
             "{text}"
         );
+        let marked = parse("workers: {w: {command: x, env: {A: hunter2}, secrets: [A]}}");
+        let text = shown(&marked);
+        assert!(
+            text.contains("A: \"*****\"") && !text.contains("hunter2"),
+            "{text}"
+        );
+        assert_eq!(parse(&text)[0].secret_env, marked[0].secret_env);
     }
 }

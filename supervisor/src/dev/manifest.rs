@@ -21,6 +21,7 @@ const KEYS: &[&str] = &[
     "scripts",
     "env",
     "env_file",
+    "secrets",
     "ports",
     "mounts",
     "resources",
@@ -121,7 +122,7 @@ fn parse(
 fn manifest(reader: &mut Reader<'_>, top: &Setting<'_>) -> Manifest {
     let mut manifest = Manifest::default();
     let settings = &mut manifest.settings;
-    let (mut env, mut env_file) = (None, None);
+    let (mut env, mut env_file, mut secrets) = (None, None, None);
     for (key, at, setting) in reader.entries(top, "a map").unwrap_or_default() {
         if setting.node.value == Value::Null {
             continue;
@@ -139,6 +140,7 @@ fn manifest(reader: &mut Reader<'_>, top: &Setting<'_>) -> Manifest {
             }
             "env" => env = Some(setting),
             "env_file" => env_file = Some(setting),
+            "secrets" => secrets = Some(setting),
             "ports" => settings.ports = parts::ports(reader, &setting, &mut Vec::new()),
             "mounts" => settings.mounts = parts::mounts(reader, None, Some(&setting)),
             "resources" => {
@@ -169,7 +171,7 @@ fn manifest(reader: &mut Reader<'_>, top: &Setting<'_>) -> Manifest {
             }
         }
     }
-    let (env, secret) = parts::environment(reader, env, env_file);
+    let (env, secret) = parts::environment(reader, env, env_file, secrets);
     settings.env = env;
     settings.secret = secret.into_iter().collect();
     manifest
@@ -257,6 +259,8 @@ mod tests {
         assert_eq!(manifest.settings.ignore, ["data/", "*.tmp"]);
         assert_eq!(manifest.settings.ports.len(), 1);
         assert!(!manifest.settings.no_restart);
+        let marked = read("env: {A: '1', B: '2'}\nsecrets: [A]").unwrap();
+        assert_eq!(marked.settings.secret, ["A"]);
         assert!(read("watch: false").unwrap().settings.no_restart);
         assert!(read("").unwrap().start.is_none());
     }

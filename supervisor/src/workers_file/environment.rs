@@ -1,4 +1,4 @@
-//! `env:` and `env_file:`.
+//! `env:`, `env_file:` and `secrets:`.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,22 @@ use super::fault::Fault;
 use super::interpolate::{interpolate, is_name};
 use super::node::Value;
 use super::paths;
-use super::reader::{Reader, Setting};
+use super::reader::{Reader, Setting, did_you_mean};
 
 /// Largest env_file: the environment has to fit into a process's initial stack.
 const MAX_ENV_FILE: u64 = 1 << 20;
 
 /// The variables in order, and the names of those that are secret: what an `env_file` sets and
-/// `env` does not override.
+/// `env` does not override, and what `secrets` names.
 pub(crate) fn environment(
     reader: &mut Reader<'_>,
     env: Option<Setting<'_>>,
     env_file: Option<Setting<'_>>,
+    marked: Option<Setting<'_>>,
 ) -> (Vec<(String, String)>, BTreeSet<String>) {
     let mut variables: Vec<(String, String)> = Vec::new();
     let mut secrets = BTreeSet::new();
+    let faults = reader.faults.len();
     let files = env_file.map(|s| reader.items_or_one(&s));
     for file in files.unwrap_or_default() {
         for (name, value) in read_file(reader, &file) {
@@ -33,7 +35,47 @@ pub(crate) fn environment(
         secrets.remove(&name);
         set(&mut variables, name, value);
     }
+    if let Some(marked) = marked {
+        // A variable that could not be read is missing here, and was told already.
+        let known = (reader.faults.len() == faults).then_some(&variables[..]);
+        secrets.extend(read_marked(reader, &marked, known));
+    }
     (variables, secrets)
+}
+
+/// Names of variables, each among `known` if all are known. No fault repeats a text: it may be a
+/// secret in the wrong place.
+fn read_marked(
+    reader: &mut Reader<'_>,
+    setting: &Setting<'_>,
+    known: Option<&[(String, String)]>,
+) -> Vec<String> {
+    let mut marked: Vec<(String, usize)> = Vec::new();
+    for item in reader.items_or_one(setting) {
+        let Some(name) = reader.text(&item) else {
+            continue;
+        };
+        if let Some((_, line)) = marked.iter().find(|(other, _)| other == name) {
+            reader.fault(&item, format!("given twice, first at line {line}"));
+            continue;
+        }
+        marked.push((name.to_owned(), item.at().line));
+        let names = known.map(|known| known.iter().map(|(known, _)| known.as_str()));
+        if let Some(mut names) = names
+            && !names.clone().any(|known| known == name)
+        {
+            let meant = did_you_mean(name, &mut names)
+                .map(|meant| format!(", did you mean `{meant}`?"))
+                .unwrap_or_default();
+            reader.fault_with_remedy(
+                &item,
+                format!("names no variable of `env` or `env_file`{meant}"),
+                "`secrets` lists names of this worker's variables; their values stand in `env`, \
+                 where a name alone takes the host's",
+            );
+        }
+    }
+    marked.into_iter().map(|(name, _)| name).collect()
 }
 
 fn set(variables: &mut Vec<(String, String)>, name: String, value: String) {

@@ -1,12 +1,29 @@
 //! `${NAME}`, `${NAME:-default}` and `${NAME:?message}` from the host's environment.
 //!
 //! Only `${` begins a reference; a `$` before anything else is a `$`, and `$${` is a literal `${`.
-//! A variable that is set but empty counts as unset for `:-` and `:?`, as in sh.
+//! A variable that is set but empty counts as unset for `:-` and `:?`, as in sh. A default is a text
+//! like any other: references in it are replaced if it is needed, and checked if it is not, so that
+//! a file is not sound on one host and at fault on the next. A message is shown as it stands.
+//!
+//! No fault repeats more of the text than the name of a variable and a `:?` message: the rest may be
+//! part of a secret.
+
+/// How many references may stand within one another.
+const MAX_DEPTH: usize = 8;
 
 /// Replaces every reference in `text`.
 pub(crate) fn interpolate(
     text: &str,
     lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, String> {
+    replace(text, lookup, 0)
+}
+
+/// The same for a text within `depth` references.
+fn replace(
+    text: &str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+    depth: usize,
 ) -> Result<String, String> {
     let mut result = String::with_capacity(text.len());
     let mut rest = text;
@@ -17,34 +34,72 @@ pub(crate) fn interpolate(
             rest = &rest[start + 2..];
             continue;
         }
+        if depth == MAX_DEPTH {
+            return Err(format!(
+                "references stand within another more than {MAX_DEPTH} deep: take some apart"
+            ));
+        }
         result += &rest[..start];
         let body = &rest[start + 2..];
-        let Some(end) = body.find('}') else {
+        let Some(end) = closing(body) else {
             return Err(String::from(
                 "`${` without its `}`; a literal `${` is written `$${`",
             ));
         };
-        result += &value(&body[..end], lookup)?;
+        result += &value(&body[..end], lookup, depth + 1)?;
         rest = &body[end + 1..];
     }
     result += rest;
     Ok(result)
 }
 
-fn value(reference: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<String, String> {
+/// Where the `}` of a reference is whose `${` stands before `body`.
+fn closing(body: &str) -> Option<usize> {
+    let bytes = body.as_bytes();
+    let (mut open, mut at) = (1_usize, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'}' => {
+                open -= 1;
+                if open == 0 {
+                    return Some(at);
+                }
+            }
+            b'$' if bytes[at..].starts_with(b"$${") => at += 2,
+            b'$' if bytes[at..].starts_with(b"${") => {
+                open += 1;
+                at += 1;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+fn value(
+    reference: &str,
+    lookup: &dyn Fn(&str) -> Option<String>,
+    depth: usize,
+) -> Result<String, String> {
     let (name, rest) = match reference.find(':') {
         Some(colon) => reference.split_at(colon),
         None => (reference, ""),
     };
     if !is_name(name) {
-        return Err(format!(
-            "`${{{reference}}}` does not name a variable; a literal `${{` is written `$${{`"
+        return Err(String::from(
+            "what follows `${` does not name a variable; a literal `${` is written `$${`",
         ));
     }
     if let Some(default) = rest.strip_prefix(":-") {
-        return Ok(lookup(name)
-            .filter(|v| !v.is_empty())
-            .unwrap_or_else(|| default.to_owned()));
+        return match lookup(name).filter(|v| !v.is_empty()) {
+            Some(value) => {
+                // Only what is written can be wrong here: every variable counts as set.
+                replace(default, &|_| Some(String::from("set")), depth)?;
+                Ok(value)
+            }
+            None => replace(default, lookup, depth),
+        };
     }
     if let Some(message) = rest.strip_prefix(":?") {
         return lookup(name).filter(|v| !v.is_empty()).ok_or_else(|| {
@@ -58,7 +113,7 @@ fn value(reference: &str, lookup: &dyn Fn(&str) -> Option<String>) -> Result<Str
     }
     if !rest.is_empty() {
         return Err(format!(
-            "`${{{reference}}}` is not understood: write ${{{name}}}, ${{{name}:-default}} or \
+            "the reference to {name} is not understood: write ${{{name}}}, ${{{name}:-default}} or \
              ${{{name}:?message}}"
         ));
     }
@@ -107,6 +162,15 @@ mod tests {
             ("$A $ $$ 5$", "$A $ $$ 5$"),
             ("$${A}", "${A}"),
             ("${B:-http://x}", "http://x"),
+            // A default is read as any other text.
+            ("${B:-${C:-deep}}", "deep"),
+            ("${B:-${A}}", "1"),
+            ("<${B:-a${C:-b${A}c}d}>", "<ab1cd>"),
+            ("${B:-${EMPTY:-${C:-}}}x", "x"),
+            ("${A:-${C}}", "1"),
+            ("${B:-$${C}}", "${C}"),
+            ("${B:-{x}}", "{x}"),
+            ("${A:?see ${C}}", "1"),
         ] {
             assert_eq!(
                 interpolate(text, &lookup).as_deref(),
@@ -126,9 +190,35 @@ mod tests {
             ("${}", "does not name"),
             ("${1A}", "does not name"),
             ("${A:+x}", "not understood"),
+            ("${B:-${C}}", "C is not set"),
+            ("${B:-${C:?ask Ann}}", "ask Ann"),
+            ("${B:-${C}", "without its `}`"),
+            // Wrong whether or not the default is needed today.
+            ("${A:-${1C}}", "does not name"),
+            ("${A:-${B:-${C:+x}}}", "not understood"),
+            // What a variable holds is not told.
+            ("${B:?see ${A}}", "see ${A}"),
         ] {
             let error = interpolate(text, &lookup).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn defaults_nest_to_a_bound() {
+        let nested = |depth: usize| format!("{}x{}", "${B:-".repeat(depth), "}".repeat(depth));
+        assert_eq!(interpolate(&nested(MAX_DEPTH), &lookup).as_deref(), Ok("x"));
+        for depth in [MAX_DEPTH + 1, 100_000] {
+            let error = interpolate(&nested(depth), &lookup).unwrap_err();
+            assert!(error.contains("within another"), "{error}");
+        }
+    }
+
+    #[test]
+    fn faults_repeat_no_text_that_may_be_secret() {
+        for text in ["${hun ter2}", "${A:+hunter2}", "${B:-${C:=hunter2}}"] {
+            let error = interpolate(text, &lookup).unwrap_err();
+            assert!(!error.contains("ter2"), "{text}: {error}");
         }
     }
 

@@ -285,17 +285,25 @@ fn read(path: &Path) -> Result<String, WorkersFileError> {
     })
 }
 
-/// The absolute directory of the file, without resolving links: relative paths in it mean what
-/// they mean to the user who sees it there.
+/// The directory of the file itself, behind all symbolic links: a project is known by its file's real
+/// path, so what the file means must not depend on the name by which it is read. The file need not
+/// be there yet.
 fn directory_of(path: &Path) -> Result<PathBuf, WorkersFileError> {
-    let absolute = std::path::absolute(path).map_err(|source| WorkersFileError::Read {
+    let fail = |source| WorkersFileError::Read {
         path: path.to_owned(),
         source,
         remedy: None,
-    })?;
-    Ok(absolute
-        .parent()
-        .map_or_else(|| PathBuf::from("/"), Path::to_owned))
+    };
+    let real = match path.canonicalize() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let absolute = std::path::absolute(path).map_err(fail)?;
+            let parent = absolute.parent().unwrap_or(Path::new("/"));
+            return parent.canonicalize().map_err(fail);
+        }
+        real => real.map_err(fail)?,
+    };
+    let parent = real.parent();
+    Ok(parent.map_or_else(|| PathBuf::from("/"), Path::to_owned))
 }
 
 /// The file as a whole.

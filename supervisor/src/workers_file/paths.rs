@@ -16,7 +16,8 @@ pub(crate) fn resolve(reader: &mut Reader<'_>, setting: &Setting<'_>) -> Option<
     }
 }
 
-/// A host path as the file writes it, made absolute. Symbolic links are left alone.
+/// A host path as the file writes it, made absolute and without `..`. Symbolic links are left
+/// alone, but for those that a `..` leads out of.
 pub(crate) fn absolute(reader: &Reader<'_>, text: &str) -> Result<PathBuf, String> {
     if text.is_empty() {
         return Err(String::from("the path is empty"));
@@ -30,10 +31,31 @@ pub(crate) fn absolute(reader: &Reader<'_>, text: &str) -> Result<PathBuf, Strin
                 "`~` needs HOME, which is not set in the environment",
             ));
         };
-        return Ok(Path::new(&home).join(text[1..].trim_start_matches('/')));
+        let text = text[1..].trim_start_matches('/');
+        return Ok(without_parents(&Path::new(&home).join(text)));
     }
-    // `components` drops `.` and doubled slashes; `..` stays, since what it means depends on links.
-    Ok(reader.directory.join(text).components().collect())
+    Ok(without_parents(&reader.directory.join(text)))
+}
+
+/// The path as people would write it. What lies above a link is what lies above its target, as for
+/// the kernel.
+fn without_parents(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    // `components` drops `.` and doubled slashes.
+    for component in path.components() {
+        if component != Component::ParentDir {
+            clean.push(component);
+            continue;
+        }
+        if clean.is_symlink()
+            && let Ok(target) = clean.canonicalize()
+        {
+            clean = target;
+        }
+        // The root is above itself.
+        clean.pop();
+    }
+    clean
 }
 
 /// An existing directory of the host, or what to say about it.

@@ -32,6 +32,7 @@ workers:
       TAKEN:
       OVERRIDDEN: open
     env_file: ./secrets.env
+    secrets: [FROM_HOST, TOKEN]
     resources: {cpus: 2, memory: 300MB, pids: 100, open_files: 1024, disk: 1GiB}
     ports: ["8080:80", 9000, "0.0.0.0:7000:70"]
     mounts: [./data:/data:ro, "./data:/more"]
@@ -117,7 +118,10 @@ fn every_key_is_understood() {
         ("TAKEN", "taken"),
     ];
     assert_eq!(env, expected);
-    assert_eq!(web.secret_env.iter().collect::<Vec<_>>(), ["TOKEN"]);
+    assert_eq!(
+        web.secret_env.iter().collect::<Vec<_>>(),
+        ["FROM_HOST", "TOKEN"]
+    );
     assert_eq!((web.persist, probe.persist), (None, Some(2 << 30)));
     assert_eq!(web.resources.cpus, 2);
     assert_eq!(web.resources.memory, 287 << 20, "rounded up to whole MiB");
@@ -439,6 +443,20 @@ fn single_faults() {
         ("command: x\n    env: {A: [1]}", "expected a single value"),
         ("command: x\n    env_file: nope.env", "failed to read"),
         ("command: x\n    env_file: ./data", "it is not a file"),
+        (
+            "command: x\n    env: {TOKEN: x}\n    secrets: [TOKNE]",
+            "w.yaml:5:15: workers.w.secrets[0]: names no variable of `env` or `env_file`, did you mean `TOKEN`?",
+        ),
+        ("command: x\n    secrets: TOKEN", "names no variable"),
+        (
+            "command: x\n    env: {A: x}\n    secrets: [A, A]",
+            "w.yaml:5:18: workers.w.secrets[1]: given twice, first at line 5",
+        ),
+        (
+            "command: x\n    env: {A: x}\n    secrets: {A: x}",
+            "expected a list, found a map",
+        ),
+        ("command: x\n    secret: [A]", "did you mean `secrets`?"),
         ("command: x\n    path: ./nope", "does not exist"),
         (
             "command: x\n    path: ./app\n    mounts: ['./data:/app']",
@@ -535,6 +553,101 @@ workers:
         assert!(!shown.contains("hun ter2"), "{shown}");
         assert!(shown.contains("bad.env:1"), "{shown}");
         assert!(shown.contains("bad.env:2"), "{shown}");
+    }
+}
+
+#[test]
+fn what_is_marked_secret_is_never_shown() {
+    let dir = directory();
+    let text = "\
+workers:
+  w:
+    command: x
+    env: {A: '${SECRET}', B: hunter2, OVERRIDDEN: hunter2, OPEN: seen}
+    env_file: ./secrets.env
+    secrets: [A, B, OVERRIDDEN]
+";
+    let file = parse(text, dir.path()).unwrap();
+    let worker = &file.workers[0];
+    let secrets: Vec<&str> = worker.secret_env.iter().map(String::as_str).collect();
+    assert_eq!(secrets, ["A", "B", "OVERRIDDEN", "TOKEN"]);
+    let value = |name: &str| {
+        worker
+            .env
+            .iter()
+            .find(|(n, _)| n == name)
+            .unwrap()
+            .1
+            .clone()
+    };
+    assert_eq!(
+        (value("A"), value("B")),
+        ("hunter2".into(), "hunter2".into())
+    );
+    let shown = format!("{file:?}");
+    assert!(
+        shown.contains("seen") && !shown.contains("hunter2"),
+        "{shown}"
+    );
+
+    // Nor in what is said of a fault: a value in the place of a name, a reference that is none.
+    for (env, secrets) in [
+        ("{A: x}", "[hunter2, 'hunter2 x']"),
+        ("{A: '${hunter2 x}'}", "[A]"),
+        ("{A: '${A:+hunter2}'}", "[A]"),
+        ("{A: \"hunter2\\0\"}", "[A]"),
+        ("{A: [hunter2]}", "[A]"),
+    ] {
+        let text =
+            format!("workers:\n  w:\n    command: x\n    env: {env}\n    secrets: {secrets}\n");
+        let error = parse(&text, dir.path()).unwrap_err();
+        for shown in [error.to_string(), format!("{error:?}")] {
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+
+    // A variable that is at fault is told once.
+    let text = "workers: {w: {command: x, env: {A: '${NOPE}'}, secrets: A}}";
+    let error = parse(text, dir.path()).unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn a_file_means_the_same_by_whatever_path_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().canonicalize().unwrap();
+    for directory in ["real/project", "real/data", "links/data", "elsewhere/data"] {
+        std::fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    let link = |target: &str, at: &str| {
+        std::os::unix::fs::symlink(root.join(target), root.join(at)).unwrap();
+    };
+    let file = root.join("real/project/w.yaml");
+    link("real/project/w.yaml", "links/w.yaml");
+    link("real/project", "links/project");
+    link("elsewhere/data", "real/project/out");
+    std::fs::write(root.join("real/project/s.env"), "A=1\n").unwrap();
+    let text = "workers: {w: {command: x, path: ., env_file: s.env, mounts: ['../data:/data', \
+                './out/../data:/out', 'out:/link']}}";
+    std::fs::write(&file, text).unwrap();
+    let expected = [
+        ("real/project", "/app"),
+        ("real/data", "/data"),
+        // What lies above a link is what lies above its target, as for the kernel.
+        ("elsewhere/data", "/out"),
+        ("real/project/out", "/link"),
+    ]
+    .map(|(host, guest)| (root.join(host), guest.to_owned()));
+    for path in [
+        "real/project/w.yaml",
+        "links/w.yaml",
+        "links/project/w.yaml",
+    ] {
+        let read = WorkersFile::load_with(&root.join(path), &lookup).unwrap();
+        let mounts = read.workers[0].mounts.iter();
+        let mounts: Vec<_> = mounts.map(|m| (m.host.clone(), m.guest.clone())).collect();
+        assert_eq!(mounts, expected, "{path}");
+        assert_eq!(read.workers[0].env, [("A".to_owned(), "1".to_owned())]);
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) const KEYS: &[&str] = &[
     "cwd",
     "env",
     "env_file",
+    "secrets",
     "resources",
     "ports",
     "mounts",
@@ -106,7 +107,8 @@ pub(crate) fn worker(
         Some(s) => reader.parsed_expanded(&s, working_directory),
         None => project.map(|_| PROJECT.to_owned()),
     };
-    (spec.env, spec.secret_env) = environment(reader, fields.get("env"), fields.get("env_file"));
+    let [env, env_file, secrets] = ["env", "env_file", "secrets"].map(|key| fields.get(key));
+    (spec.env, spec.secret_env) = environment(reader, env, env_file, secrets);
     if let Some(s) = fields.get("resources") {
         spec.resources = resources(reader, &s, spec.resources);
         if spec.persist.is_some() && spec.resources.disk.is_some() {

@@ -9,7 +9,7 @@ use iii_proto::ids::WorkerName;
 use super::super::complete;
 use super::super::project::running_state_dir;
 use super::{EditArguments, Refusal, edit, faults, is_about, tell};
-use crate::workers_file::edit::{self as text, Draft, EditError, Original};
+use crate::workers_file::edit::{self as text, Draft, EditError, Original, real_path};
 use crate::workers_file::{SCHEMA_URL, WorkersFile, WorkersFileError};
 
 #[derive(Debug, Args)]
@@ -38,6 +38,9 @@ pub(in crate::cli) struct AddArguments {
     /// A file of secret variables; may be repeated
     #[arg(long, value_name = "FILE")]
     env_file: Vec<String>,
+    /// A variable whose value is never shown; may be repeated
+    #[arg(long, value_name = "NAME")]
+    secret: Vec<String>,
     /// A port of the guest to be published: HOST:GUEST, or one number for both; may be repeated
     #[arg(short, long, visible_alias = "publish", value_name = "HOST:GUEST")]
     port: Vec<String>,
@@ -227,6 +230,7 @@ fn draft(arguments: &AddArguments) -> Result<Draft, Refusal> {
         [file] => keys.text("env_file", Some(file.clone())),
         _ => keys.put("env_file", Draft::texts(&files)),
     }
+    keys.put("secrets", Draft::texts(&arguments.secret));
     keys.put("ports", Draft::texts(&arguments.port));
     let mounts: Vec<String> = arguments.mount.iter().map(|m| places.mount(m)).collect();
     keys.put("mounts", Draft::texts(&mounts));
@@ -357,7 +361,8 @@ impl Places {
             ))
         };
         let here = std::env::current_dir().map_err(fail)?;
-        let file = std::path::absolute(file).map_err(fail)?;
+        // The reader takes relative paths from where the file really is.
+        let file = real_path(file)?;
         let file = file.parent().unwrap_or(Path::new("/")).to_owned();
         Ok(Self { here, file })
     }
