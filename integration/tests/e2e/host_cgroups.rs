@@ -44,7 +44,7 @@ impl Guest {
             .status();
         assert!(copied.unwrap().success());
         let workers = "workers: {api: {command: [sleep, '1000'], network: none, \
-            resources: {memory: 64MiB}, vm_restart: {mode: never}}}";
+            resources: {memory: 64MiB}, vm_restart: {mode: never}, boot_deadline: 1h}}";
         fs::write(user.join("iii.workers.yaml"), workers).unwrap();
         let open = Command::new("chmod")
             .args(["-R", "a+rwX"])

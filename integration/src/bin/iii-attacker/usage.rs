@@ -10,6 +10,8 @@ use nix::unistd::ForkResult;
 const CHILDREN: usize = 5000;
 /// Taken at a time.
 const PIECE: usize = 8 << 20;
+/// One byte of each is enough.
+const PAGE: usize = 4096;
 /// As much as this, if nobody keeps it from that.
 const PIECES: usize = 1024;
 
@@ -24,9 +26,11 @@ pub(crate) fn is_wanted() -> bool {
 /// Takes memory until it is killed.
 pub(crate) fn hog() -> ExitCode {
     let mut taken: Vec<Vec<u8>> = Vec::new();
-    for piece in 0..PIECES {
-        // No zeros: those the kernel would not have to keep.
-        taken.push(vec![(piece % 255) as u8 + 1; PIECE]);
+    for _ in 0..PIECES {
+        let mut piece = vec![0; PIECE];
+        // What is not written to, the kernel does not have to keep.
+        piece.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
+        taken.push(piece);
     }
     match writeln!(std::io::stdout(), "took {} pieces", taken.len()) {
         Ok(()) => ExitCode::SUCCESS,
