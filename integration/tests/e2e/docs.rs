@@ -116,13 +116,17 @@ fn blocks(text: &str) -> Vec<Block<'_>> {
     found
 }
 
-/// The source of a test file, as `integration/tests` has it.
+/// The source of a test file, by its path in `integration/tests` or in the repository.
 fn source(file: &str) -> String {
     let tests = root().join("integration/tests");
-    [tests.join("e2e").join(file), tests.join(file)]
-        .iter()
-        .find_map(|path| fs::read_to_string(path).ok())
-        .unwrap_or_default()
+    [
+        tests.join("e2e").join(file),
+        tests.join(file),
+        root().join(file),
+    ]
+    .iter()
+    .find_map(|path| fs::read_to_string(path).ok())
+    .unwrap_or_default()
 }
 
 fn is_test(named: &str) -> bool {
