@@ -11,7 +11,6 @@ const MOST: usize = 32;
 
 /// What the guest wanted and did not get.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Refused {
     /// A TCP connection.
     Connection(SocketAddr),

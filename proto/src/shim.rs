@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 /// Descriptors in one request, the memfd not counted; the kernel takes 253 in one message.
 pub const MAX_DESCRIPTORS: usize = 250;
 
+/// Exit code (sysexits' EX_USAGE) of a shim that does not understand its request.
+pub const EXIT_NOT_UNDERSTOOD: u8 = 64;
+
 /// What one shim starts.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ShimRequest {

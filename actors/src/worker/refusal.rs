@@ -27,8 +27,7 @@ fn event(refused: Refused) -> EventKind {
         Refused::Echo(to) => ("icmp", to.to_string()),
         Refused::HostPort(port) => ("tcp", format!("{HOST_NAME}:{port}")),
         Refused::Name(name) => ("dns", name),
-        // `More`, and what is not known here.
-        _ => {
+        Refused::More => {
             let message = "its network policy refuses more destinations than are told of";
             return EventKind::Warning {
                 message: message.to_owned(),

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use iii_proto::codec::CodecError;
-use iii_proto::shim::ShimStage;
+use iii_proto::shim::{EXIT_NOT_UNDERSTOOD, ShimStage};
 
 use crate::helpers::HelperError;
 
@@ -66,7 +66,10 @@ pub enum SpawnError {
         source: io::Error,
     },
     /// The shim ended before the program ran.
-    #[error("failed to spawn {label}: its shim ended with {exit} before the program was executed")]
+    #[error(
+        "failed to spawn {label}: its shim ended with {exit} before the program was executed{}",
+        remedy(*exit)
+    )]
     ShimDied {
         /// The child's label.
         label: String,
@@ -83,6 +86,15 @@ pub enum SpawnError {
     },
 }
 
+fn remedy(exit: ChildExit) -> &'static str {
+    match exit {
+        ChildExit::Code(code) if code == i32::from(EXIT_NOT_UNDERSTOOD) => {
+            "; iii-shim and this program are of different builds: install or build them together"
+        }
+        ChildExit::Code(_) | ChildExit::Signal(_) | ChildExit::Unknown => "",
+    }
+}
+
 impl SpawnError {
     /// The kernel's error number, where the kernel refused something.
     pub fn errno(&self) -> Option<i32> {
@@ -97,5 +109,20 @@ impl SpawnError {
             | Self::ShimDied { .. }
             | Self::TimedOut { .. } => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_that_does_not_understand_is_told_with_what_to_do() {
+        let of = |exit| {
+            let label = "web/qemu".to_owned();
+            SpawnError::ShimDied { label, exit }.to_string()
+        };
+        assert!(of(ChildExit::Code(64)).ends_with("install or build them together"));
+        assert!(of(ChildExit::Code(1)).ends_with("before the program was executed"));
     }
 }

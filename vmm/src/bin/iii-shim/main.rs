@@ -27,11 +27,10 @@ mod sys;
 use std::io::Write;
 use std::process::ExitCode;
 
+use iii_proto::shim::EXIT_NOT_UNDERSTOOD;
+
 #[used]
 static MARKER: &str = iii_proto::helper_marker!("iii-shim");
-
-/// sysexits' EX_USAGE.
-const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let asked_for_version = std::env::args_os()
@@ -53,7 +52,7 @@ fn main() -> ExitCode {
             std::io::stderr()
                 .write_all(text.as_bytes())
                 .unwrap_or_default();
-            ExitCode::from(USAGE)
+            ExitCode::from(EXIT_NOT_UNDERSTOOD)
         }
     }
 }
