@@ -171,6 +171,47 @@ fn a_command_ends_as_it_would_here() {
 }
 
 #[test]
+fn a_programs_view_of_a_command_is_json_with_its_streams_apart_and_its_end() {
+    let (project, _run) = idle_box();
+    let script = r"printf 'out\n'; printf '\377' >&2; exit 7";
+    let said = project.says(&["exec", "--json", "box", "--", "sh", "-c", script]);
+    assert_eq!((said.code, &*said.stderr), (7, ""), "{said:?}");
+    let lines: Vec<serde_json::Value> = said
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let of = |stream: &str, key: &str| -> String {
+        let pieces = lines.iter().filter(|line| line["stream"] == stream);
+        pieces.filter_map(|piece| piece[key].as_str()).collect()
+    };
+    assert_eq!(of("stdout", "text"), "out\n");
+    assert_eq!(of("stderr", "text_base64"), "/w==");
+    assert_eq!(lines.last().unwrap()["code"], 7, "{said:?}");
+
+    let late = [
+        "exec",
+        "--json",
+        "--timeout",
+        "1s",
+        "box",
+        "--",
+        "sleep",
+        "100",
+    ];
+    let said = project.says(&late);
+    assert_eq!(said.code, 124, "{said:?}");
+    assert_eq!(
+        said.json(),
+        serde_json::json!({"exit": "timed-out", "code": 124})
+    );
+    assert_eq!(
+        project.says(&["exec", "--json", "-t", "box", "true"]).code,
+        2
+    );
+}
+
+#[test]
 fn a_hundred_megabytes_pass_each_way_byte_for_byte() {
     let (project, _run) = idle_box();
     let mut bytes = vec![0; 100_000_000];

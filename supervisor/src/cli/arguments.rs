@@ -211,7 +211,8 @@ Examples:
   iii-super exec web -- ls -l /app
   iii-super exec -it web -- bash
   tar c src | iii-super exec -i web -- tar x -C /tmp
-  iii-super exec --timeout 10s -e LANG=C -u root web -- id")]
+  iii-super exec --timeout 10s -e LANG=C -u root web -- id
+  iii-super exec --json web -- ls | jq -r 'select(.stream == \"stdout\").text'")]
     Exec(ExecArguments),
     /// Show what workers wrote, whether they run or not
     #[command(after_help = "\

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use iii_actors::event::{Event, LogLine, LogSource};
 use iii_proto::ids::{BootId, GuestPid, WorkerName};
+use iii_proto::log::Stream;
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize)]
@@ -86,6 +87,27 @@ pub fn parse_log(json: &str) -> serde_json::Result<LogLine> {
         text,
         complete: log.complete,
     })
+}
+
+#[derive(Serialize)]
+struct Piece<'a> {
+    stream: Stream,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text_base64: Option<String>,
+}
+
+/// A piece of what a command writes, as it came: it may end in the middle of a line, and of a
+/// character, which makes it no text. Without the newline.
+pub(crate) fn piece(stream: Stream, bytes: &[u8]) -> serde_json::Result<String> {
+    let text = std::str::from_utf8(bytes).ok();
+    let piece = Piece {
+        stream,
+        text,
+        text_base64: text.is_none().then(|| STANDARD.encode(bytes)),
+    };
+    serde_json::to_string(&piece).map(escape_c1)
 }
 
 #[derive(Serialize)]

@@ -165,6 +165,9 @@ pub(crate) struct ExecArguments {
     /// End it after this time, as 30s or 2m
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Print JSON: an object per piece of output, and one for the end
+    #[arg(long, conflicts_with = "tty")]
+    pub(crate) json: bool,
     /// In this worker's guest
     #[arg(value_name = "NAME", add = complete::workers())]
     pub(crate) name: WorkerName,

@@ -14,7 +14,7 @@ use self::terminal::Raw;
 use super::TIMED_OUT;
 use super::arguments::ExecArguments;
 use super::contact::{Failure, Project, block_on};
-use super::say::say;
+use super::say::{print, say};
 use crate::control::protocol::{ExecCall, Reply, Request};
 
 /// The command was not run, or its end is not known.
@@ -79,11 +79,29 @@ async fn execute(args: &ExecArguments) -> Result<u8, Failure> {
         terminal: args.tty,
         raw: raw.as_ref(),
         timeout: args.timeout,
+        json: args.json,
     };
     let end = relay.run(answer, signals).await;
     // Messages want a terminal that breaks lines.
     drop(raw);
-    Ok(match end {
+    let how = match &end {
+        End::Exited(exit) => serde_json::json!(exit),
+        End::Signal(_) => serde_json::Value::Null,
+        End::TimedOut(_) => "timed-out".into(),
+        End::Failed(_) => "unknown".into(),
+    };
+    let code = exit_code(end);
+    if args.json && how != serde_json::Value::Null {
+        print(&format!(
+            "{}\n",
+            serde_json::json!({"exit": how, "code": code})
+        ));
+    }
+    Ok(code)
+}
+
+fn exit_code(end: End) -> u8 {
+    match end {
         End::Exited(exit) => code(&exit),
         End::Signal(signal) => clamp(BY_SIGNAL + signal),
         End::TimedOut(time) => {
@@ -95,7 +113,7 @@ async fn execute(args: &ExecArguments) -> Result<u8, Failure> {
             say(message);
             NOT_RUN
         }
-    })
+    }
 }
 
 /// Variables as they are given; a name alone takes its value from here, if it has one.

@@ -23,6 +23,7 @@ use super::signals::{Happened, Signals};
 use super::terminal::{self, Raw};
 use crate::control::client::Answer;
 use crate::control::protocol::SESSION;
+use crate::output::json;
 
 const READ_SIZE: usize = 64 * 1024;
 /// Frames that are made before the one before them is written.
@@ -55,6 +56,8 @@ pub(super) struct Relay<'a> {
     pub(super) raw: Option<&'a Raw>,
     /// How long it may run.
     pub(super) timeout: Option<Duration>,
+    /// What it writes goes to standard output as JSON, whichever stream it is of.
+    pub(super) json: bool,
 }
 
 #[derive(Default)]
@@ -82,7 +85,7 @@ impl Relay<'_> {
         let told = async {
             // The command's end comes behind its output.
             let heard = async { Ok(hear(reader, pieces, &windows).await) };
-            match tokio::try_join!(heard, put(output, &windows, &outbox)) {
+            match tokio::try_join!(heard, put(output, self.json, &windows, &outbox)) {
                 Ok((end, ())) => time_is_up.get().map_or(end, End::TimedOut),
                 Err(end) => end,
             }
@@ -209,14 +212,19 @@ async fn hear(
 /// Writes out what the command writes, and lets more come.
 async fn put(
     mut output: mpsc::UnboundedReceiver<(Stream, Vec<u8>)>,
+    json: bool,
     windows: &Windows,
     outbox: &mpsc::Sender<HostFrame>,
 ) -> Result<(), End> {
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     while let Some((stream, bytes)) = output.recv().await {
-        let written = match stream {
-            Stream::Stdout => write(&mut stdout, &bytes).await,
-            Stream::Stderr => write(&mut stderr, &bytes).await,
+        let written = match (json, stream) {
+            (true, stream) => match json::piece(stream, &bytes) {
+                Ok(line) => write(&mut stdout, (line + "\n").as_bytes()).await,
+                Err(error) => Err(io::Error::other(error)),
+            },
+            (false, Stream::Stdout) => write(&mut stdout, &bytes).await,
+            (false, Stream::Stderr) => write(&mut stderr, &bytes).await,
         };
         match written {
             Ok(()) => {}
